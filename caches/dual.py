@@ -1,0 +1,22 @@
+"""Dual cache."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from dllm_sampling import CachePolicy, DecodingState, ForwardPlan, Region
+
+
+class DualCache(CachePolicy):
+    """Refresh at the start of a block; then recompute the block alone.
+
+    The keys and values on both sides of the block are reused. Source: Fast-dLLM (arXiv:2505.22618),
+    section 3.2, DualCache.
+    """
+
+    name: ClassVar[str] = "dual"
+
+    def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan:
+        if region.starts_block:
+            return ForwardPlan.full(state)
+        return ForwardPlan.window(state, region, left=0, right=0)

@@ -1,0 +1,27 @@
+"""Refresh at intervals."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from dllm_sampling import CachePolicy, DecodingState, ForwardPlan, NestedCachePolicy, Region
+
+
+class IntervalRefresh(CachePolicy):
+    """Another cache policy, refreshed besides every `interval` forwards.
+
+    Every block starts with a refresh, from which the forwards are counted, so that a row's refreshes
+    do not depend on its batch mates. Interval 1 recomputes everything: it decodes as `none` does.
+    Source: the reloading step of dKV-Cache (arXiv:2505.15781) and dInfer (arXiv:2510.08666).
+    """
+
+    name: ClassVar[str] = "interval"
+    policy: NestedCachePolicy = Field(description="The cache policy between refreshes.")
+    interval: int = Field(8, ge=1, description="Forwards from one refresh to the next.")
+
+    def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan:
+        plan = self.policy.plan_forward(state, region)
+        due = region.starts_block or state.forwards_since_refresh >= self.interval - 1
+        return ForwardPlan.full(state) if due else plan

@@ -1,0 +1,22 @@
+"""Prefix cache."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from dllm_sampling import CachePolicy, DecodingState, ForwardPlan, Region
+
+
+class PrefixCache(CachePolicy):
+    """Refresh at the start of a block; then recompute the block and everything after it.
+
+    The keys and values of what lies before the block are reused. Source: Fast-dLLM (arXiv:2505.22618),
+    section 3.2.
+    """
+
+    name: ClassVar[str] = "prefix"
+
+    def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan:
+        if region.starts_block:
+            return ForwardPlan.full(state)
+        return ForwardPlan.window(state, region, left=0, right=None)

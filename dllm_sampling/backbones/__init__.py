@@ -1,0 +1,16 @@
+"""Model families: checkpoints in their published format, on stock transformers classes."""
+
+from __future__ import annotations
+
+from dllm_sampling.backbones.base import Backbone
+from dllm_sampling.backbones.loading import load_model
+
+__all__ = ["Backbone", "load_model", "register_backbones"]
+
+
+def register_backbones() -> list[type[Backbone]]:
+    """The families that ship; found through the same entry point as anyone's."""
+    from dllm_sampling.backbones.dream import Dream
+    from dllm_sampling.backbones.llada import LLaDA
+
+    return [LLaDA, Dream]

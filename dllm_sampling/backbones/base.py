@@ -1,0 +1,270 @@
+"""A model that the engine can ask: one forward over planned positions, logits for the region's rows.
+
+No model code: a family says which stock transformers class its checkpoints fit and how their tensors
+are called there. The forward is the same for all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from dllm_sampling.errors import CheckpointError, ConfigurationError, DecodingError
+from dllm_sampling.kv_buffer import KVBuffer
+from dllm_sampling.observation import Observation, Sampling
+from dllm_sampling.state import DecodingState, ForwardPlan, ModelFacts, Region
+
+
+class Backbone(ABC):
+    """A loaded model of one family. Plugins subclass it; `load_model` finds the class by `matches`.
+
+    name: the family. shift: 1 where row i predicts position i + 1, else 0; no policy ever sees it.
+    """
+
+    name: ClassVar[str]
+    shift: ClassVar[int] = 0
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.facts = self._facts()
+        self._flash = "flash" in (model.config._attn_implementation or "")
+        if self._flash:
+            _drop_position_ids(model)
+
+    # What a family says ------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def matches(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint's config.json is of this family."""
+
+    @classmethod
+    @abstractmethod
+    def stock(cls, config: Mapping[str, Any]) -> tuple[type[PreTrainedModel], PretrainedConfig, dict[str, str]]:
+        """The stock class, its config, and the renaming of tensors (pattern to replacement).
+
+        Raises CheckpointError for a config that no stock class computes.
+        """
+
+    @classmethod
+    def load_tokenizer(cls, folder: Path) -> PreTrainedTokenizerBase | None:
+        """The folder's tokenizer; None where it holds none."""
+        if not (folder / "tokenizer.json").exists() and not (folder / "tokenizer_config.json").exists():
+            return None
+        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder))
+
+    @classmethod
+    def finish(cls, model: PreTrainedModel) -> None:
+        """Last touches to a model that was just loaded."""
+
+    # The forward -------------------------------------------------------------------------------
+
+    def new_buffer(self, length: int) -> KVBuffer:
+        """An empty KV buffer for canvases of that length."""
+        return KVBuffer(self.model.config.get_text_config().num_hidden_layers, length)
+
+    @torch.no_grad()
+    def forward(
+        self, state: DecodingState, region: Region, plan: ForwardPlan, buffer: KVBuffer, sampling: Sampling
+    ) -> tuple[Observation, int]:
+        """Compute the planned positions; return the observation and the token rows computed."""
+        positions, source, fresh = self._rows(state, region, plan)
+        visible = state.valid if plan.visible is None else plan.visible & state.valid
+        hidden = state.has_padding or plan.visible is not None
+        if isinstance(positions, slice):
+            ids, position_ids = state.tokens[:, positions], state.position_ids[:, positions]
+            width = int(positions.stop - positions.start)
+            everything = width == state.length
+        else:
+            ids = state.gather(state.tokens, positions)
+            position_ids = state.gather(state.position_ids, positions)
+            width, everything = positions.shape[1], False
+        if not plan.store and not everything:
+            raise DecodingError("a forward plan that stores nothing must compute every position.")
+        if plan.store and not (everything or buffer.filled):
+            raise DecodingError(
+                "the first forward of a run must compute every position: plan ForwardPlan.full(state)."
+            )
+        logits = self.logits(
+            ids,
+            position_ids,
+            self._attention_mask(visible, width, positions) if hidden else None,
+            buffer.at(positions, self._writers(state, region)) if plan.store else None,
+            source,
+        )
+        observation = Observation.of(state, region, sampling, logits, fresh)
+        return observation, state.batch * width
+
+    def logits(
+        self,
+        ids: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None,
+        buffer: KVBuffer | None,
+        rows: Tensor,
+    ) -> Tensor:
+        """Logits `[batch, n, vocabulary]` of the chosen rows: `rows [n]`, or `[batch, n]`."""
+        output = self.model(
+            input_ids=ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=buffer,
+            use_cache=buffer is not None,
+            logits_to_keep=rows,
+        )
+        return cast(Tensor, output.logits)
+
+    def _rows(
+        self, state: DecodingState, region: Region, plan: ForwardPlan
+    ) -> tuple[slice | Tensor, Tensor, Tensor | None]:
+        """Positions to compute, which of their rows predict the region, and what of it is fresh."""
+        span, planned = region.span, plan.positions
+        if span is not None and isinstance(planned, slice):
+            first, width = span.start - self.shift, span.stop - span.start
+            # A row's first token has no row before it to be read off.
+            behind_starts = self.shift == 0 or span.start > state.last_start
+            if behind_starts and planned.start <= span.start and span.stop <= planned.stop:
+                planned = slice(min(planned.start, first), planned.stop)
+                offset = first - planned.start
+                return planned, state.columns[offset : offset + width], None
+        return self._scattered_rows(state, region, planned)
+
+    def _scattered_rows(
+        self, state: DecodingState, region: Region, planned: slice | Tensor
+    ) -> tuple[slice | Tensor, Tensor, Tensor]:
+        """The general case: regions or plans that differ from row to row."""
+        wanted = region.positions
+        if self.shift:
+            # The first token of a text is read off its own row, as the originals do.
+            first = state.valid.long().argmax(1, keepdim=True)
+            wanted = torch.where(wanted > first, wanted - self.shift, wanted)
+        if isinstance(planned, slice) and planned.stop - planned.start == state.length:
+            return planned, wanted.clamp_min(0), wanted >= 0
+        if isinstance(planned, slice):
+            planned = state.columns[planned].expand(state.batch, -1)
+        if self.shift:
+            inside = self._find(state, planned, region.positions) >= 0
+            missing = inside & (self._find(state, planned, wanted) < 0)
+            planned = torch.cat([planned, wanted.where(missing, -1)], 1)
+        index = self._find(state, planned, wanted)
+        return planned, index.clamp_min(0), index >= 0
+
+    @staticmethod
+    def _find(state: DecodingState, planned: Tensor, wanted: Tensor) -> Tensor:
+        """Where in `planned [batch, width]` each wanted position stands; -1 where it does not."""
+        where = torch.full((state.batch, state.length + 1), -1, device=planned.device)
+        order = torch.arange(planned.shape[1], device=planned.device).expand_as(planned)
+        where.scatter_(1, planned.masked_fill(planned < 0, state.length), order)
+        where[:, state.length] = -1
+        return where.gather(1, wanted.masked_fill(wanted < 0, state.length))
+
+    @staticmethod
+    def _writers(state: DecodingState, region: Region) -> Tensor | None:
+        """The rows whose keys and values are written: those with an open target in the region."""
+        if state.batch == 1:
+            return None
+        if region.span is not None:
+            if all(column < region.span.stop for column in state.next_open):
+                return None
+            return state.masked[:, region.span].any(1)
+        return (state.gather(state.masked, region.positions) & (region.positions >= 0)).any(1)
+
+    def _attention_mask(self, visible: Tensor, width: int, positions: slice | Tensor) -> Tensor:
+        if self._flash:
+            ends_canvas = isinstance(positions, slice) and positions.stop == visible.shape[1]
+            if not ends_canvas and width > 1:
+                raise ConfigurationError(
+                    "flash attention aligns its padding mask with the end of the canvas, so with padding "
+                    "or a visible set it cannot compute a window in the middle: use "
+                    "attn_implementation='sdpa', batch_size=1 or cache='prefix' or 'none'."
+                )
+            return visible
+        mask = visible[:, None, None, :].expand(-1, 1, width, -1)
+        if self.model.config._attn_implementation in _BOOLEAN_MASKS:
+            return mask
+        # Added to the scores: a boolean mask would be added as 1 and 0.
+        dtype = self.model.dtype
+        return torch.zeros((), dtype=dtype, device=mask.device).where(mask, torch.finfo(dtype).min)
+
+    # Facts -------------------------------------------------------------------------------------
+
+    def _facts(self) -> ModelFacts:
+        config, tokenizer = self.model.config, self.tokenizer
+        text = config.get_text_config()
+        mask = _first_id(getattr(config, "mask_token_id", None), tokenizer, "mask_token_id")
+        if mask is None:
+            raise CheckpointError(
+                "neither config.json nor the tokenizer names a mask_token_id: is this a masked diffusion model?"
+            )
+        ends = _as_ids(config.eos_token_id)
+        if tokenizer is not None:
+            ends += [i for i in (tokenizer.eos_token_id, end_of_turn(tokenizer)) if i is not None]
+        ends = list(dict.fromkeys(ends))
+        pad = _first_id(config.pad_token_id, tokenizer, "pad_token_id")
+        if pad is None:
+            pad = ends[0] if ends else mask
+        allowed = torch.zeros(text.vocab_size, dtype=torch.bool)
+        known = range(text.vocab_size) if tokenizer is None else tokenizer.get_vocab().values()
+        allowed[[i for i in known if i < text.vocab_size]] = True
+        allowed[mask] = False
+        return ModelFacts(
+            family=self.name,
+            tokenizer=tokenizer,
+            mask_token_id=mask,
+            pad_token_id=pad,
+            eos_token_ids=tuple(ends),
+            vocab_size=text.vocab_size,
+            max_length=text.max_position_embeddings,
+            allowed=allowed.to(self.model.device),
+        )
+
+
+# Attention implementations that take a boolean mask.
+_BOOLEAN_MASKS = {"sdpa", "sdpa_rope32"}
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that the chat template puts behind an assistant's message, if it does."""
+    if not tokenizer.chat_template:
+        return None
+    marker = "0"
+    chat = [{"role": "user", "content": marker}, {"role": "assistant", "content": marker}]
+    text = str(tokenizer.apply_chat_template(chat, tokenize=False))
+    ids = tokenizer(text.rpartition(marker)[2], add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+    return int(ids[0]) if ids and ids[0] in special else None
+
+
+def _as_ids(value: int | list[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, int) else list(value)
+
+
+def _first_id(value: int | None, tokenizer: PreTrainedTokenizerBase | None, name: str) -> int | None:
+    if value is not None or tokenizer is None:
+        return value
+    return cast("int | None", getattr(tokenizer, name))
+
+
+def _drop_position_ids(model: PreTrainedModel) -> None:
+    """Keep position ids from flash attention, which at batch 1 takes gaps in them for packed sequences.
+
+    Rotary embeddings are computed before, so nothing else in the attention needs them.
+    """
+
+    def drop(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {k: v for k, v in kwargs.items() if k != "position_ids"}
+
+    for name, module in model.named_modules():
+        if name.endswith("self_attn"):
+            module.register_forward_pre_hook(drop, with_kwargs=True)

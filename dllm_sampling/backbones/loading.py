@@ -1,0 +1,138 @@
+"""From a folder or a hub id to a backbone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from dllm_sampling.backbones.base import Backbone
+from dllm_sampling.errors import CheckpointError, ConfigurationError, unknown_name
+from dllm_sampling.plugins import registry
+
+_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "*.model")
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+BUNDLED = Path(__file__).parent.parent / "bundled" / "word-problems"
+
+
+def load_model(
+    source: str | Path | None = None,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    attn_implementation: str = "sdpa",
+    revision: str | None = None,
+) -> Backbone:
+    """Load a checkpoint in its published format.
+
+    source: a local folder or a hub id; None for the bundled model.
+    dtype: float32, bfloat16, float16 or float64; the weights are read in it, never cast afterwards.
+    attn_implementation: sdpa, eager, or any other that the installed transformers knows.
+    Raises CheckpointError for a folder that is missing, damaged, incomplete or of no known family.
+    """
+    folder = _folder(source, revision)
+    config = _read_config(folder)
+    families = registry().classes("backbone")
+    family = next((f for f in families.values() if f.matches(config)), None)
+    if family is None:
+        raise CheckpointError(
+            f"{folder}: config.json says model_type={config.get('model_type')!r}; known families: "
+            f"{', '.join(families) or 'none'}."
+        )
+    try:
+        return _load(family, folder, config, _dtype(dtype), torch.device(device), attn_implementation)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+
+
+def _load(
+    family: type[Backbone],
+    folder: Path,
+    config: dict[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
+    attn_implementation: str,
+) -> Backbone:
+    stock, stock_config, renaming = family.stock(config)
+    # A plain attribute that transformers reads at every forward: attention in both directions.
+    stock_config.is_causal = False
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise CheckpointError("holds no .safetensors file.")
+    progress = transformers_logging.is_progress_bar_enabled()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # what its report would warn of is an error below
+    try:
+        model, report = stock.from_pretrained(
+            folder,
+            config=stock_config,
+            key_mapping=renaming or None,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            local_files_only=True,
+        )
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"the weights cannot be read: {error}") from error
+    except ImportError as error:
+        raise ConfigurationError(f"attn_implementation={attn_implementation!r}: {error}") from error
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"the weights do not fit: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if progress:
+            transformers_logging.enable_progress_bar()
+    for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if report.get(key):
+            names = sorted(str(name) for name in report[key])
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise CheckpointError(f"{key.replace('_', ' ')}: {', '.join(names[:5])}{more}.")
+    model = model.to(device)  # the device alone: casting would round the rotary frequencies
+    family.finish(model)
+    return family(model, family.load_tokenizer(folder))
+
+
+def _folder(source: str | Path | None, revision: str | None) -> Path:
+    if source is None:
+        return BUNDLED
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if isinstance(source, Path) or path.is_absolute() or str(source).startswith((".", "~")):
+        raise CheckpointError(f"the model folder {str(source)!r} does not exist.")
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(_FILES)))
+    except HFValidationError as error:
+        raise CheckpointError(f"{source!r} is neither a folder nor a hub id: {error}") from None
+    except Exception as error:
+        raise CheckpointError(
+            f"{source!r} is no local folder, and the hub did not give it: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: holds no config.json.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder}: config.json is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder}: config.json holds no object.")
+    return config
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in _DTYPES:
+        raise ConfigurationError(unknown_name("dtype", dtype, _DTYPES))
+    found: torch.dtype = getattr(torch, dtype)
+    return found

@@ -1,0 +1,299 @@
+"""The denoising loop, and the sampler that drives it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dllm_sampling import noise, run_hooks
+from dllm_sampling import prompts as prompting
+from dllm_sampling.backbones.base import Backbone
+from dllm_sampling.errors import ConfigurationError, PluginError
+from dllm_sampling.observation import Observation, Sampling
+from dllm_sampling.kv_buffer import KVBuffer
+from dllm_sampling.outcome import Outcome, merged
+from dllm_sampling.policies import (
+    BlockSchedule,
+    CachePolicy,
+    LogitsTransform,
+    Observer,
+    UnmaskingPolicy,
+    Wrapper,
+)
+from dllm_sampling.prompts import Batch, Canvas, Prompts
+from dllm_sampling.result import GenerationResult
+from dllm_sampling.settings import SamplerSettings
+from dllm_sampling.run_hooks import Policies, detached
+from dllm_sampling.state import Decision, DecodingState, ForwardPlan, Region
+
+
+@dataclass(eq=False)
+class Step:
+    """One step as `Sampler.steps` yields it: everything is decided, nothing is committed yet.
+
+    `decision` may be replaced; it is committed, under the progress guard, when the next step is asked
+    for. The other fields are for reading.
+    """
+
+    state: DecodingState
+    region: Region
+    plan: ForwardPlan
+    observation: Observation
+    decision: Decision
+
+
+class Sampler:
+    """Decodes with one choice of policies. Policies are given as names, mappings or instances.
+
+    model: a loaded backbone. unmasking, cache, schedule: one policy each. transforms, wrappers,
+    observers: lists, applied in order; a later wrapper stands around an earlier one. sampling: how
+    candidates are drawn (`Sampling`). stop_at_eos: a row is finished when an end of sequence is
+    committed and nothing before it is masked. batch_size: rows decoded together.
+
+    Raises ConfigurationError for anything that cannot work. A sampler keeps no state between calls.
+    """
+
+    def __init__(
+        self,
+        model: Backbone,
+        *,
+        unmasking: str | Mapping[str, Any] | UnmaskingPolicy | None = None,
+        cache: str | Mapping[str, Any] | CachePolicy | None = None,
+        schedule: str | Mapping[str, Any] | BlockSchedule | None = None,
+        transforms: Sequence[str | Mapping[str, Any] | LogitsTransform] | None = None,
+        wrappers: Sequence[str | Mapping[str, Any] | Wrapper] | None = None,
+        observers: Sequence[str | Mapping[str, Any] | Observer] | None = None,
+        sampling: Mapping[str, Any] | Sampling | None = None,
+        stop_at_eos: bool | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        given = {
+            "unmasking": unmasking,
+            "cache": cache,
+            "schedule": schedule,
+            "transforms": transforms,
+            "wrappers": wrappers,
+            "observers": observers,
+            "sampling": sampling,
+            "stop_at_eos": stop_at_eos,
+            "batch_size": batch_size,
+        }
+        settings = {key: value for key, value in given.items() if value is not None}
+        self.model = model
+        self.settings = SamplerSettings.of(settings)
+        run_hooks.manager(self.policies())  # refuses broken policies now, not at a run
+
+    @classmethod
+    def from_config(cls, model: Backbone, config: Mapping[str, Any] | SamplerSettings) -> Sampler:
+        """A sampler from what `config` returned, or from the `sampler` section of a file."""
+        settings = config if isinstance(config, SamplerSettings) else SamplerSettings.of(config)
+        return cls(model, **{name: getattr(settings, name) for name in SamplerSettings.model_fields})
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every setting, defaults included, as plain data: `from_config` takes it back."""
+        return self.settings.model_dump(mode="json")
+
+    # Decoding ----------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Prompts,
+        gen_length: int = 256,
+        *,
+        attention_mask: Tensor | None = None,
+        seed: int = 0,
+        chat_template: bool = True,
+    ) -> GenerationResult:
+        """Write `gen_length` tokens behind each prompt.
+
+        prompts: strings, chats (lists of messages), lists of token ids, or a LongTensor
+            `[batch, prompt]` padded on the left, with its attention_mask.
+        seed: of the noise at temperature above 0 and of random policies.
+        chat_template: whether a string becomes a user message where the checkpoint has a template.
+        Raises PromptError for prompts that are empty or too long.
+        """
+        run = self.steps(
+            prompts,
+            gen_length,
+            attention_mask=attention_mask,
+            seed=seed,
+            chat_template=chat_template,
+        )
+        return run.finish()
+
+    def steps(
+        self,
+        prompts: Prompts,
+        gen_length: int = 256,
+        *,
+        attention_mask: Tensor | None = None,
+        seed: int = 0,
+        chat_template: bool = True,
+    ) -> Run:
+        """As `generate`, a step at a time: iterate, and read `result` when it ends."""
+        facts = self.model.facts
+        ids = prompting.encode(prompts, attention_mask, facts, chat_template)
+        canvases = prompting.with_targets(ids, gen_length, facts)
+        width = prompts.shape[1] if isinstance(prompts, Tensor) else max(len(row) for row in ids)
+        return Run(self, canvases, width, seed, self.settings.stop_at_eos)
+
+    def infill(
+        self,
+        canvas: Tensor | Sequence[Sequence[int]],
+        targets: Tensor | Sequence[Any] | None = None,
+        *,
+        seed: int = 0,
+        stop_at_eos: bool = False,
+    ) -> GenerationResult:
+        """Write the targets of canvases `[batch, length]`, which may lie anywhere.
+
+        targets: bool, the canvas's shape; by default every mask id. Given positions never change.
+        """
+        canvases = prompting.to_fill(canvas, targets, self.model.facts)
+        return Run(self, canvases, None, seed, stop_at_eos).finish()
+
+    def policies(self) -> Policies:
+        """The policies, by slot."""
+        s = self.settings
+        return Policies(s.schedule, s.cache, s.unmasking, s.transforms, s.wrappers, s.observers)
+
+
+class Run(Iterator[Step]):
+    """The steps of one call, over all its batches; `result` once they are done."""
+
+    def __init__(
+        self, sampler: Sampler, canvases: list[Canvas], width: int | None, seed: int, stop_at_eos: bool
+    ) -> None:
+        self._settings = sampler.settings
+        self._policies = sampler.policies()
+        self._model = sampler.model
+        self._facts = sampler.model.facts
+        self._canvases = canvases
+        self._prompt_width = width
+        self._seed = seed
+        self._stop_at_eos = stop_at_eos
+        self._outcomes: list[Outcome] = []
+        self._done = False
+        self._iterator = self._all_steps()
+
+    def __next__(self) -> Step:
+        with torch.no_grad():
+            return next(self._iterator)
+
+    @property
+    def result(self) -> GenerationResult:
+        """The result; an error while steps are left."""
+        if not self._done:
+            raise RuntimeError("the run has steps left: iterate to the end, or call finish().")
+        return merged(self._outcomes, self._canvases, self._prompt_width, self._facts)
+
+    def finish(self) -> GenerationResult:
+        """Take the steps that are left and return the result."""
+        for _ in self:
+            pass
+        return self.result
+
+    def _all_steps(self) -> Iterator[Step]:
+        for batch in prompting.batches(self._canvases, self._settings.batch_size, self._facts):
+            outcome = Outcome(batch)
+            self._outcomes.append(outcome)
+            begun = self._now()
+            yield from self._decode(batch, outcome)
+            outcome.seconds = self._now() - begun
+        self._done = True
+
+    def _decode(self, batch: Batch, outcome: Outcome) -> Iterator[Step]:
+        """The denoising loop."""
+        policies = detached(self._policies)
+        hooks = run_hooks.manager(policies).hook
+        buffer = self._model.new_buffer(batch.tokens.shape[1])
+        state = self._start(batch, policies)
+        state.targets_in_block = hooks.plan_blocks(state=state)
+        hooks.begin(state=state, facts=self._facts)
+        region: Region | None = None
+        while not state.finished:
+            region = self._region(hooks, state, region)
+            plan = _answer(hooks, "plan_forward", state=state, region=region)
+            observation, rows = self._model.forward(state, region, plan, buffer, self._settings.sampling)
+            for transform in policies.transforms:
+                observation = observation.with_logits(transform.transform(state, observation))
+            for allowed in hooks.restrict(state=state, observation=observation):
+                observation = observation.restricted(allowed)
+            step = Step(state, region, plan, observation, _decision(hooks, state, observation))
+            yield step
+            outcome.count(rows, refresh=plan.is_refresh(state.length))
+            done = state.commit(region, plan, observation, step.decision)
+            hooks.committed(state=state, observation=observation, decision=done)
+            self._let_go(state, hooks, buffer, outcome)
+        hooks.block_finished(state=state, region=region)
+        hooks.end(state=state, result=merged([outcome], batch.canvases, self._prompt_width, self._facts))
+
+    def _start(self, batch: Batch, policies: Policies) -> DecodingState:
+        device = self._facts.device
+        places = torch.tensor([canvas.index for canvas in batch.canvases])
+        idle = [policies.unmasking.idle_steps(int(c.targets.sum())) for c in batch.canvases]
+        state = DecodingState(
+            tokens=batch.tokens,
+            targets=batch.targets,
+            valid=batch.valid,
+            seeds=noise.row_seeds(self._seed, places).to(device),
+            idle_steps=torch.tensor(idle, device=device),
+            facts=self._facts,
+            slots={id(policy): path for path, policy, _ in run_hooks.slots(policies)},
+            stop_at_eos=self._stop_at_eos,
+        )
+        state.read_back()
+        return state
+
+    @staticmethod
+    def _region(hooks: Any, state: DecodingState, previous: Region | None) -> Region:
+        region: Region = _answer(hooks, "plan_region", state=state)
+        if region.starts_block:
+            if previous is not None:
+                hooks.block_finished(state=state, region=previous)
+            state.begin_block()
+            hooks.block_started(state=state, region=region)
+        return region
+
+    @staticmethod
+    def _let_go(state: DecodingState, hooks: Any, buffer: KVBuffer, outcome: Outcome) -> None:
+        """Record the rows that are done and take them out of the batch."""
+        keep = [i for i, column in enumerate(state.next_open) if column < state.length]
+        if len(keep) < state.batch:
+            outcome.record(state, [i for i in range(state.batch) if i not in set(keep)])
+            index = state.select_rows(keep)
+            buffer.select_rows(index)
+            if keep:
+                hooks.rows_selected(state=state, rows=index)
+
+    def _now(self) -> float:
+        if self._facts.device.type == "cuda":
+            torch.cuda.synchronize(self._facts.device)
+        return time.perf_counter()
+
+
+def _answer(hooks: Any, name: str, **arguments: Any) -> Any:
+    answer = getattr(hooks, name)(**arguments)
+    if answer is None:
+        raise PluginError(f"{name} returned None: every step needs an answer.")
+    return answer
+
+
+def _decision(hooks: Any, state: DecodingState, observation: Observation) -> Decision:
+    answer = _answer(hooks, "select", state=state, observation=observation)
+    if isinstance(answer, Decision):
+        return answer
+    if not isinstance(answer, Tensor) or answer.dtype != torch.bool:
+        raise PluginError(f"select returned {answer!r}: it must be a bool tensor or a Decision.")
+    if answer.shape != observation.masked.shape:
+        raise PluginError(
+            f"select returned a mask of shape {list(answer.shape)}; the region is "
+            f"{list(observation.masked.shape)}."
+        )
+    return Decision(answer)

@@ -1,0 +1,139 @@
+"""The hook interfaces: what a plugin offers, and what the policies of a run are asked.
+
+Two managers, both pluggy. Discovery asks installed plugins which classes they offer
+(`DiscoverySpec`). A run asks its own policies (`RunSpec`): each has its own manager, so that nothing
+one run registers is seen by another. Implementations are found by name; nobody decorates anything.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dllm_sampling.backbones import Backbone
+    from dllm_sampling.observation import Observation
+    from dllm_sampling.policies import (
+        BlockSchedule,
+        CachePolicy,
+        LogitsTransform,
+        Observer,
+        UnmaskingPolicy,
+        Wrapper,
+    )
+    from dllm_sampling.result import GenerationResult
+    from dllm_sampling.state import Decision, DecodingState, ForwardPlan, ModelFacts, Region
+    from dllm_sampling.tasks import Task
+
+PROJECT = "dllm_sampling"
+HOOK_VERSION = 1
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+
+
+class DiscoverySpec:
+    """Functions that a plugin module may define. Each returns the classes it offers.
+
+    A plugin may state the hook version it was written for as a module variable, `HOOK_VERSION = 1`.
+    """
+
+    @hookspec
+    def register_unmasking_policies(self) -> list[type[UnmaskingPolicy]]:
+        """Unmasking policies."""
+        raise NotImplementedError
+
+    @hookspec
+    def register_cache_policies(self) -> list[type[CachePolicy]]:
+        """Cache policies."""
+        raise NotImplementedError
+
+    @hookspec
+    def register_block_schedules(self) -> list[type[BlockSchedule]]:
+        """Block schedules."""
+        raise NotImplementedError
+
+    @hookspec
+    def register_logits_transforms(self) -> list[type[LogitsTransform]]:
+        """Logits transforms."""
+        raise NotImplementedError
+
+    @hookspec
+    def register_wrappers(self) -> list[type[Wrapper]]:
+        """Wrappers."""
+        raise NotImplementedError
+
+    @hookspec
+    def register_observers(self) -> list[type[Observer]]:
+        """Observers."""
+        raise NotImplementedError
+
+    @hookspec
+    def register_backbones(self) -> list[type[Backbone]]:
+        """Model families."""
+        raise NotImplementedError
+
+    @hookspec
+    def register_tasks(self) -> list[type[Task]]:
+        """Tasks with a checker."""
+        raise NotImplementedError
+
+
+class RunSpec:
+    """Methods that a policy of a run may define.
+
+    A method may leave out arguments that it does not need. A method named `wrap_` and a hook's name is
+    a generator with one `yield`, which gives it the hook's result; what it returns replaces that.
+    """
+
+    @hookspec(firstresult=True)
+    def plan_blocks(self, state: DecodingState) -> Tensor | None:
+        """Once a batch, first of all: targets in each block, `[batch, blocks]`, where known."""
+
+    @hookspec
+    def begin(self, state: DecodingState, facts: ModelFacts) -> None:
+        """Once a batch, before the first forward."""
+
+    @hookspec(firstresult=True)
+    def plan_region(self, state: DecodingState) -> Region | None:
+        """Every step, first: the positions that may be written or read now."""
+
+    @hookspec
+    def block_started(self, state: DecodingState, region: Region) -> None:
+        """When a region starts a block, before its first forward."""
+
+    @hookspec(firstresult=True)
+    def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan | None:
+        """Every step: the positions this forward recomputes."""
+
+    @hookspec
+    def restrict(self, state: DecodingState, observation: Observation) -> Tensor:
+        """Every step: bool `[batch, region]`; a position stays eligible if every answer allows it."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def select(self, state: DecodingState, observation: Observation) -> Tensor | Decision | None:
+        """Every step: which positions to commit, as a mask `[batch, region]` or a Decision."""
+
+    @hookspec
+    def committed(self, state: DecodingState, observation: Observation, decision: Decision) -> None:
+        """Every step, last: what was done. `state` is already changed, `observation` is as it was."""
+
+    @hookspec
+    def block_finished(self, state: DecodingState, region: Region) -> None:
+        """When the next region starts a block, or the batch is done: the last region of the block."""
+
+    @hookspec
+    def rows_selected(self, state: DecodingState, rows: Tensor) -> None:
+        """When rows leave the batch: the indices of those that stay. Memory is already re-indexed."""
+
+    @hookspec
+    def end(self, state: DecodingState, result: GenerationResult) -> None:
+        """Once a batch, after its last step."""
+
+
+def hook_names(spec: type) -> set[str]:
+    """The hooks a specification defines."""
+    return {name for name in vars(spec) if not name.startswith("_")}

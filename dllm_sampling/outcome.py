@@ -1,0 +1,124 @@
+"""What became of a batch: kept on the device while it runs, put together at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dllm_sampling.prompts import Batch, Canvas
+from dllm_sampling.result import GenerationResult
+from dllm_sampling.state import DecodingState, ModelFacts
+
+
+class Outcome:
+    """The rows of one batch as they finish, and the counts of its forwards."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.forwards = 0
+        self.refreshes = 0
+        self.token_rows = 0
+        self.seconds = 0.0
+        self.stop_at_eos = False
+        self._records: list[tuple[list[int], dict[str, Tensor]]] = []
+
+    def count(self, token_rows: int, *, refresh: bool) -> None:
+        """Add one forward."""
+        self.forwards += 1
+        self.refreshes += refresh
+        self.token_rows += token_rows
+
+    def record(self, state: DecodingState, rows: list[int]) -> None:
+        """Keep what the finished `rows` (indices into the current batch) have come to."""
+        self.stop_at_eos = state.stop_at_eos
+        index = torch.tensor(rows)
+        index = index.pin_memory() if state.tokens.is_cuda else index
+        index = index.to(state.tokens.device, non_blocking=True)
+        kept = {
+            "tokens": state.tokens,
+            "masked": state.masked,
+            "committed_at": state.committed_at,
+            "confidence": state.committed_confidence,
+            "row_forwards": state.row_steps,
+            "row_forced": state.row_forced,
+            "row_remasks": state.row_remasks,
+        }
+        taken = {name: tensor.index_select(0, index) for name, tensor in kept.items()}
+        self._records.append(([state.rows[i] for i in rows], taken))
+
+    def rows(self, facts: ModelFacts) -> dict[int, dict[str, Tensor]]:
+        """Each canvas's own columns on the host, by its place in the call."""
+        found = {}
+        for rows, tensors in self._records:
+            host = {name: tensor.cpu() for name, tensor in tensors.items()}
+            for i, row in enumerate(rows):
+                canvas, start = self.batch.canvases[row], self.batch.starts[row]
+                span = slice(start, start + len(canvas.tokens))
+                values = {name: t[i, span] if t.ndim == 2 else t[i] for name, t in host.items()}
+                found[canvas.index] = self._finished(canvas, values, facts)
+        return found
+
+    def _finished(self, canvas: Canvas, values: dict[str, Tensor], facts: ModelFacts) -> dict[str, Tensor]:
+        """Count tokens to the first end of sequence, and turn what is not text into padding."""
+        written = canvas.targets & ~values["masked"]
+        ends = torch.isin(values["tokens"], torch.tensor(facts.eos_token_ids)) & written
+        after_end = ends.long().cumsum(0) - ends.long() > 0
+        blank = values["masked"] | (after_end & canvas.targets if self.stop_at_eos else values["masked"])
+        values["tokens"] = values["tokens"].masked_fill(blank, facts.pad_token_id)
+        values["committed_at"] = values["committed_at"].masked_fill(blank, -1)
+        values["confidence"] = values["confidence"].masked_fill(blank, torch.nan)
+        values["count"] = (written & ~after_end).sum()
+        values["text"] = written & ~after_end & ~ends
+        return values
+
+
+def merged(
+    outcomes: Sequence[Outcome], canvases: Sequence[Canvas], prompt_width: int | None, facts: ModelFacts
+) -> GenerationResult:
+    """One result from the outcomes of several batches, rows in the order of the call.
+
+    prompt_width: columns of the prompts; None for canvases that are returned as they were given.
+    """
+    rows: dict[int, dict[str, Tensor]] = {}
+    for outcome in outcomes:
+        rows |= outcome.rows(facts)
+    order = sorted(canvases, key=lambda canvas: canvas.index)
+    ordered = [rows[canvas.index] for canvas in order]
+    gen = None if prompt_width is None else order[0].after
+    width = max(len(c.tokens) for c in order) if gen is None else (prompt_width or 0) + gen
+
+    def stacked(name: str, fill: float) -> Tensor:
+        out = torch.full((len(ordered), width), fill, dtype=ordered[0][name].dtype)
+        for i, values in enumerate(ordered):
+            length = len(values[name])
+            # Prompts are padded on the left, canvases to fill on the right.
+            out[i, slice(0, length) if gen is None else slice(width - length, width)] = values[name]
+        return out
+
+    def scalars(name: str) -> Tensor:
+        return torch.stack([values[name] for values in ordered])
+
+    tail = slice(None) if gen is None else slice(width - gen, width)
+    return GenerationResult(
+        sequences=stacked("tokens", facts.pad_token_id),
+        forward_of_position=stacked("committed_at", -1)[:, tail],
+        confidence=stacked("confidence", torch.nan)[:, tail],
+        tokens=scalars("count"),
+        row_forwards=scalars("row_forwards"),
+        row_forced=scalars("row_forced"),
+        row_remasks=scalars("row_remasks"),
+        forwards=sum(outcome.forwards for outcome in outcomes),
+        refreshes=sum(outcome.refreshes for outcome in outcomes),
+        token_rows=sum(outcome.token_rows for outcome in outcomes),
+        seconds=sum(outcome.seconds for outcome in outcomes),
+        texts=[_text(c, v, facts, whole=gen is None) for c, v in zip(order, ordered, strict=True)],
+    )
+
+
+def _text(canvas: Canvas, values: dict[str, Tensor], facts: ModelFacts, whole: bool) -> str:
+    if facts.tokenizer is None:
+        return ""
+    kept = values["tokens"][values["text"] | (~canvas.targets if whole else values["text"])]
+    return str(facts.tokenizer.decode(kept.tolist(), skip_special_tokens=True))

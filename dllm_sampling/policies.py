@@ -1,0 +1,173 @@
+"""Base classes for everything a researcher can swap.
+
+A policy is a frozen pydantic model: its fields are its parameters, unknown keys are errors. It keeps
+no run state; what it must remember lives in `state.memory(self)`. Every kind has one abstract method;
+the hooks of `hookspecs.RunSpec` may be defined besides, each a no-op where it is not.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, model_serializer
+from pydantic_core import CoreSchema, core_schema
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from dllm_sampling.observation import Observation
+    from dllm_sampling.state import Decision, DecodingState, ForwardPlan, Region
+
+
+class Policy(BaseModel, ABC):
+    """Settings with a name. Subclass one of the kinds below, not this."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False
+    )
+
+    kind: ClassVar[str]
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not inspect.isabstract(cls) and ABC not in cls.__bases__ and "name" not in vars(cls):
+            raise TypeError(f"{cls.__name__} needs a name: `name: ClassVar[str] = ...`")
+
+    @model_serializer(mode="wrap")
+    def _with_name(self, handler: Any) -> dict[str, Any]:
+        return {"name": type(self).name, **handler(self)}
+
+    def children(self) -> Iterator[tuple[str, Policy]]:
+        """The policies held in this one's fields, with their path."""
+        for field in type(self).model_fields:
+            value = getattr(self, field)
+            if isinstance(value, Policy):
+                yield field, value
+            elif isinstance(value, (list, tuple)):
+                yield from (
+                    (f"{field}[{i}]", v) for i, v in enumerate(value) if isinstance(v, Policy)
+                )
+
+    def detached(self) -> Self:
+        """An equal tree in which no object stands twice, so that each slot of a run has its own."""
+        update: dict[str, Any] = {}
+        for field in type(self).model_fields:
+            value = getattr(self, field)
+            if isinstance(value, Policy):
+                update[field] = value.detached()
+            elif isinstance(value, (list, tuple)):
+                update[field] = type(value)(
+                    v.detached() if isinstance(v, Policy) else v for v in value
+                )
+        return self.model_copy(update=update)
+
+
+class UnmaskingPolicy(Policy, ABC):
+    """Decides which of the freshly predicted positions are committed."""
+
+    kind: ClassVar[str] = "unmasking"
+
+    @abstractmethod
+    def select(self, state: DecodingState, observation: Observation) -> Tensor | Decision:
+        """Every step: bool `[batch, region]` of positions to commit, or a full Decision.
+
+        The engine commits what is eligible of it. Where that is nothing, and the row has no idle
+        steps left, it commits the row's most confident eligible position.
+        """
+
+    def idle_steps(self, targets: int) -> int:
+        """How many steps a row of `targets` may pass without net progress. 0 unless overridden.
+
+        A step that commits fewer than it remasks, or as many, costs 1 plus the shortfall.
+        """
+        return 0
+
+
+class CachePolicy(Policy, ABC):
+    """Decides which positions each forward recomputes."""
+
+    kind: ClassVar[str] = "cache"
+
+    @abstractmethod
+    def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan:
+        """Every step: the positions to compute. The first plan of a run must be a refresh."""
+
+
+class BlockSchedule(Policy, ABC):
+    """Decides which span is being worked on."""
+
+    kind: ClassVar[str] = "schedule"
+
+    @abstractmethod
+    def plan_region(self, state: DecodingState) -> Region:
+        """Every step: the positions that may be written or read now, one open target at least."""
+
+    def plan_blocks(self, state: DecodingState) -> Tensor | None:
+        """Targets in each block, `[batch, blocks]`; None where the blocks cannot be known ahead."""
+        return None
+
+
+class LogitsTransform(Policy, ABC):
+    """Changes the logits before anything reads them. Applied in the order of the config."""
+
+    kind: ClassVar[str] = "transforms"
+
+    @abstractmethod
+    def transform(self, state: DecodingState, observation: Observation) -> Tensor:
+        """Every step: new logits `[batch, region, vocabulary]`; the old ones must not be changed."""
+
+
+class Wrapper(Policy, ABC):
+    """Changes what other policies do: `restrict`, or `wrap_` and the name of a hook."""
+
+    kind: ClassVar[str] = "wrappers"
+
+
+class Observer(Policy, ABC):
+    """Watches a run through the lifecycle hooks; its answers change nothing."""
+
+    kind: ClassVar[str] = "observers"
+
+
+KINDS: tuple[type[Policy], ...] = (
+    UnmaskingPolicy, CachePolicy, BlockSchedule, LogitsTransform, Wrapper, Observer,
+)  # fmt: skip
+
+P = TypeVar("P", bound=Policy)
+
+
+def resolve(kind: type[P], value: object) -> P:
+    """A policy from an instance, a name, or a dict of a name and its parameters."""
+    from dllm_sampling.plugins import registry
+
+    return registry().build(kind, value)
+
+
+class Nested:
+    """Validates a field that holds a policy through the registry, and writes it as name and settings."""
+
+    def __init__(self, kind: type[Policy]) -> None:
+        self.kind = kind
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(
+            lambda value: resolve(self.kind, value),
+            core_schema.is_instance_schema(self.kind),
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda policy: policy.model_dump()
+            ),
+        )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        return {"$ref": f"#/$defs/{self.kind.kind}"}
+
+
+# Field types for policies that hold other policies: names, dicts and instances are all taken.
+NestedUnmaskingPolicy = Annotated[UnmaskingPolicy, Nested(UnmaskingPolicy)]
+NestedCachePolicy = Annotated[CachePolicy, Nested(CachePolicy)]
+NestedBlockSchedule = Annotated[BlockSchedule, Nested(BlockSchedule)]

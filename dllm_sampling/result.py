@@ -1,0 +1,53 @@
+"""What a call returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class GenerationResult:
+    """The canvases after decoding, and what it cost. Counted, never estimated.
+
+    sequences: LongTensor `[batch, prompt + gen]`, prompt included, shorter prompts padded on the left
+        (`infill`: `[batch, canvas]`). Targets after the first end of sequence are padding.
+    forward_of_position: LongTensor `[batch, gen]` (`infill`: `[batch, canvas]`), the 0-based forward of
+        its batch that committed each target, -1 where none did.
+    confidence: float32, the same shape: probability of the token at commit, NaN where none was.
+    tokens: LongTensor `[batch]`, targets up to and including the first end of sequence.
+    row_forwards: LongTensor `[batch]`, forwards in which the row had an open target in its region.
+    row_forced, row_remasks: LongTensor `[batch]`.
+    forwards: model calls. refreshes: those over the whole canvas. token_rows: canvas rows computed.
+    seconds: time in the decoding loop, the device synchronised.
+    """
+
+    sequences: Tensor
+    forward_of_position: Tensor
+    confidence: Tensor
+    tokens: Tensor
+    row_forwards: Tensor
+    row_forced: Tensor
+    row_remasks: Tensor
+    forwards: int = 0
+    refreshes: int = 0
+    token_rows: int = 0
+    seconds: float = 0.0
+    texts: list[str] = field(default_factory=list)
+
+    @property
+    def forced(self) -> int:
+        """Commits that the engine made because the policy made none."""
+        return int(self.row_forced.sum())
+
+    @property
+    def remasks(self) -> int:
+        """Committed positions that were masked again."""
+        return int(self.row_remasks.sum())
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Tokens over row forwards, each summed before dividing. NaN where nothing was decoded."""
+        forwards = int(self.row_forwards.sum())
+        return int(self.tokens.sum()) / forwards if forwards else float("nan")

@@ -1,0 +1,418 @@
+"""What a run knows: the decoding state, and what the policies hand to the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dllm_sampling import noise
+from dllm_sampling.errors import DecodingError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dllm_sampling.observation import Observation
+
+Memory = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What policies may know of the model; handed to `begin`.
+
+    `allowed` is a bool tensor `[vocabulary]`: the ids that may be committed, which leaves out the mask
+    id and every id the tokenizer does not have.
+    """
+
+    family: str
+    tokenizer: PreTrainedTokenizerBase | None
+    mask_token_id: int
+    pad_token_id: int
+    eos_token_ids: tuple[int, ...]
+    vocab_size: int
+    max_length: int
+    allowed: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the canvas and of every tensor a policy sees."""
+        return self.allowed.device
+
+
+@dataclass(frozen=True)
+class Region:
+    """The positions that may be written or read now.
+
+    positions: `[batch, width]`, canvas columns, padded with -1.
+    blocks: `[batch, width]`, the block of each position; the progress guard prefers the lowest.
+    span: the same columns as a slice, where all rows share them (the fast path).
+    starts_block: whether this is the first forward of a block.
+    """
+
+    positions: Tensor
+    blocks: Tensor
+    span: slice | None = None
+    starts_block: bool = False
+
+    @classmethod
+    def between(
+        cls, state: DecodingState, start: int, stop: int, *, block: int = 0, starts_block: bool = False
+    ) -> Region:
+        """The columns `[start, stop)` for every row, all of one block."""
+        positions = state.columns[start:stop].expand(state.batch, -1)
+        blocks = torch.full_like(positions, block)
+        return cls(positions, blocks, slice(start, stop), starts_block)
+
+
+@dataclass(frozen=True)
+class ForwardPlan:
+    """The positions one forward recomputes, and what it may attend to.
+
+    positions: a slice shared by the batch, or `[batch, width]` padded with -1.
+    visible: `[batch, length]` bool, the positions attended to; None for the whole canvas. Padding is
+        never visible.
+    store: whether keys and values are kept; a plan that keeps none must compute every column.
+    """
+
+    positions: slice | Tensor
+    visible: Tensor | None = None
+    store: bool = True
+
+    @classmethod
+    def full(cls, state: DecodingState, *, store: bool = True) -> ForwardPlan:
+        """Every position: a refresh."""
+        return cls(slice(0, state.length), store=store)
+
+    @classmethod
+    def window(cls, state: DecodingState, region: Region, left: int, right: int | None) -> ForwardPlan:
+        """The region with `left` columns before it and `right` after it (None: all there are)."""
+        if region.span is not None:
+            stop = state.length if right is None else min(region.span.stop + right, state.length)
+            return cls(slice(max(region.span.start - left, 0), stop))
+        inside = region.positions >= 0
+        first = region.positions.masked_fill(~inside, state.length).amin(1, keepdim=True) - left
+        last = region.positions.amax(1, keepdim=True) + (state.length if right is None else right)
+        width = state.length if right is None else region.positions.shape[1] + left + right
+        columns = first.clamp_min(0) + torch.arange(width, device=first.device)
+        return cls(columns.where(columns <= last.clamp_max(state.length - 1), -1))
+
+    @property
+    def width(self) -> int:
+        """Rows computed for each canvas, padding included."""
+        if isinstance(self.positions, slice):
+            return int(self.positions.stop - self.positions.start)
+        return self.positions.shape[1]
+
+    def is_refresh(self, length: int) -> bool:
+        """Whether every column of the canvas is computed."""
+        return isinstance(self.positions, slice) and self.width == length
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a step does to the region; every mask is bool `[batch, region]`.
+
+    commit: masked positions to commit. The engine keeps those that are eligible.
+    tokens: `[batch, region]` ids to write instead of the candidates. Ids that may never be committed
+        are replaced by the candidate.
+    overwrite: committed targets to write anew, with `tokens`.
+    remask: committed targets to mask again.
+    finish: `[batch]`, rows to end now; their open targets become padding.
+    """
+
+    commit: Tensor
+    tokens: Tensor | None = None
+    overwrite: Tensor | None = None
+    remask: Tensor | None = None
+    finish: Tensor | None = None
+
+
+class DecodingState:
+    """The canvases of one batch while they are decoded.
+
+    Tensors have one row a canvas still in the batch. Policies read; only the engine writes.
+
+    rows: the canvas's index in the batch as it began, a list.
+    tokens: `[batch, length]`, the mask id at open targets.
+    targets, masked: `[batch, length]` bool; a masked position is an open target. A mask token in the
+        prompt is text, and not masked in this sense.
+    valid: `[batch, length]` bool, False at padding. position_ids: `[batch, length]`.
+    committed_at: `[batch, length]`, the 0-based forward that committed the position, -1 elsewhere.
+    committed_confidence: `[batch, length]` float32, the confidence at commit, NaN elsewhere.
+    row_steps: `[batch]`, the row's own clock: forwards in which it had an open target in its region.
+    block_steps: `[batch]`, the same, counted from the start of the block.
+    forward_index: forwards made so far. block_forwards: those since the block started.
+    forwards_since_refresh: those after the last refresh.
+    targets_in_block: `[batch, blocks]`, or None where the schedule cannot know its blocks.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens: Tensor,
+        targets: Tensor,
+        valid: Tensor,
+        seeds: Tensor,
+        idle_steps: Tensor,
+        facts: ModelFacts,
+        slots: Mapping[int, str],
+        stop_at_eos: bool,
+    ) -> None:
+        batch, length = tokens.shape
+        device = tokens.device
+        self.facts = facts
+        self.stop_at_eos = stop_at_eos
+        self.length = length
+        self.columns = torch.arange(length, device=device)
+        self.rows = list(range(batch))
+        self.first_target = int(targets.any(0).long().argmax())
+        self.end_of_targets = length - int(targets.any(0).flip(0).long().argmax())
+        # The column at which the last of the texts starts.
+        self.last_start = int(valid.long().argmax(1).max())
+        self.has_padding = not bool(valid.all())
+        self.forward_index = 0
+        self.forwards_since_refresh = 0
+        self.block_forwards = 0
+        self.targets_in_block: Tensor | None = None
+        # One column more than the canvas: writes at position -1 land there and are never read.
+        self._tokens = _with_scratch(tokens.masked_fill(targets, facts.mask_token_id))
+        self._targets = _with_scratch(targets)
+        self._masked = self._targets.clone()
+        self._valid = _with_scratch(valid)
+        self._position_ids = _with_scratch((valid.long().cumsum(1) - 1).clamp_min(0))
+        self._committed_at = torch.full_like(self._tokens, -1)
+        self._confidence = torch.full(self._tokens.shape, torch.nan, device=device)
+        self.seeds = seeds
+        self.row_steps = torch.zeros(batch, dtype=torch.long, device=device)
+        self.block_steps = torch.zeros_like(self.row_steps)
+        self.row_forced = torch.zeros_like(self.row_steps)
+        self.row_remasks = torch.zeros_like(self.row_steps)
+        self.idle_left = idle_steps
+        self._ended = torch.zeros(batch, dtype=torch.bool, device=device)
+        self._slots = slots
+        self._memories: dict[str, Memory] = {slot: {} for slot in slots.values()}
+        self._eos = torch.tensor(facts.eos_token_ids, dtype=torch.long, device=device)
+        # The column of each row's leftmost open target that still matters; `length` where none does.
+        self.next_open: list[int] = []
+
+    # What policies read ------------------------------------------------------------------------
+
+    @property
+    def batch(self) -> int:
+        """Rows still in the batch."""
+        return len(self.rows)
+
+    @property
+    def tokens(self) -> Tensor:
+        return self._tokens[:, : self.length]
+
+    @property
+    def targets(self) -> Tensor:
+        return self._targets[:, : self.length]
+
+    @property
+    def masked(self) -> Tensor:
+        return self._masked[:, : self.length]
+
+    @property
+    def valid(self) -> Tensor:
+        return self._valid[:, : self.length]
+
+    @property
+    def position_ids(self) -> Tensor:
+        return self._position_ids[:, : self.length]
+
+    @property
+    def committed_at(self) -> Tensor:
+        return self._committed_at[:, : self.length]
+
+    @property
+    def committed_confidence(self) -> Tensor:
+        return self._confidence[:, : self.length]
+
+    @property
+    def progress(self) -> Tensor:
+        """Share of each row's targets that are committed, `[batch]` float32."""
+        total = self._targets.sum(1)
+        return 1 - self._masked.sum(1) / total.clamp_min(1)
+
+    @property
+    def finished(self) -> bool:
+        """Whether no row is left."""
+        return not self.rows
+
+    def memory(self, policy: object) -> Memory:
+        """What `policy` remembers in this run: empty at its start, kept for its slot alone.
+
+        Tensors put there must have the batch as their first dimension: the engine drops the rows
+        that leave.
+        """
+        try:
+            return self._memories[self._slots[id(policy)]]
+        except KeyError:
+            raise DecodingError(
+                f"{type(policy).__name__} asked for memory but is not part of this run; only policies "
+                "given to the Sampler, and the policies in their fields, have any."
+            ) from None
+
+    def gather(self, values: Tensor, positions: Tensor) -> Tensor:
+        """`values [batch, length]` at `positions [batch, n]`; entry 0's value where a position is -1."""
+        return values.gather(1, positions.clamp_min(0))
+
+    def uniform(self, policy: object, positions: Tensor) -> Tensor:
+        """Random numbers in (0, 1), float64, one a position of `[batch, n]`.
+
+        A function of the row's seed, the position in the row's own text, the row's clock and the
+        policy's slot, so a row draws the same numbers alone and in any batch.
+        """
+        keys = self.noise_keys(positions, self._slots[id(policy)])
+        return noise.uniform(keys)
+
+    def noise_keys(self, positions: Tensor, purpose: str) -> Tensor:
+        """The 64-bit keys of the row's noise at `positions [batch, n]`, for one purpose."""
+        ids = self.gather(self.position_ids, positions)
+        return noise.keys(self.seeds[:, None], self.row_steps[:, None], ids, purpose)
+
+    # What the engine does ----------------------------------------------------------------------
+
+    def begin_block(self) -> None:
+        """Set the clocks of the block to zero."""
+        self.block_forwards = 0
+        self.block_steps = torch.zeros_like(self.block_steps)
+
+    def commit(
+        self, region: Region, plan: ForwardPlan, observation: Observation, decision: Decision
+    ) -> Decision:
+        """Apply a decision under the progress guard; return what was done.
+
+        Only eligible positions are committed and only fresh committed targets are overwritten or
+        remasked. A step whose net commits n fall short of 1 costs the row 1 - n idle steps; a row
+        without that many left has its remasks dropped and, if it still commits nothing, its most
+        confident eligible position of the leftmost unfinished block is committed and counted as
+        forced. So no row takes more than idle_steps + targets steps.
+        """
+        active = observation.masked.any(1)
+        commit = decision.commit & observation.eligible
+        remask = _masks(decision.remask, observation.committed)
+        overwrite = _masks(decision.overwrite, observation.committed) & ~remask
+
+        cost = (1 - commit.sum(1) + remask.sum(1)).clamp_min(0) * active
+        broke = cost > self.idle_left
+        remask = remask & ~broke[:, None]
+        forced = _most_confident(observation) & (broke & ~commit.any(1))[:, None]
+        commit = commit | forced
+        self.idle_left = self.idle_left - cost.masked_fill(broke, 0)
+
+        tokens = observation.tokens
+        if decision.tokens is not None:
+            tokens = decision.tokens.where(self.facts.allowed[decision.tokens], tokens)
+        written = commit | overwrite
+        confidence = observation.log_confidence_of(tokens).exp().float()
+        self._write(region, self._tokens, tokens, written)
+        self._write(region, self._confidence, confidence, written)
+        self._write(region, self._committed_at, self.forward_index, written)
+        self._write(region, self._masked, False, commit)
+        if decision.remask is not None:
+            self._write(region, self._tokens, self.facts.mask_token_id, remask)
+            self._write(region, self._confidence, torch.nan, remask)
+            self._write(region, self._committed_at, -1, remask)
+            self._write(region, self._masked, True, remask)
+            self.row_remasks = self.row_remasks + remask.sum(1)
+        if decision.finish is not None:
+            self._ended = self._ended | decision.finish
+        self.row_forced = self.row_forced + forced.sum(1)
+        self.row_steps = self.row_steps + active
+        self.block_steps = self.block_steps + active
+        self.forward_index += 1
+        self.block_forwards += 1
+        refreshed = plan.is_refresh(self.length)
+        self.forwards_since_refresh = 0 if refreshed else self.forwards_since_refresh + 1
+
+        stuck = active & broke & ~commit.any(1)
+        broken = (observation.log_confidence.isnan() & observation.masked & observation.fresh).any()
+        self._read_back(torch.stack([broken, stuck.any()]))
+        return Decision(commit, tokens, overwrite, remask, decision.finish)
+
+    def read_back(self) -> None:
+        """Learn which rows are done, before the first forward."""
+        self._read_back(torch.zeros(2, dtype=torch.bool, device=self._tokens.device))
+
+    def _read_back(self, troubles: Tensor) -> None:
+        masked = self.masked & ~self._ended[:, None]
+        if self.stop_at_eos:
+            is_eos = (self.tokens[..., None] == self._eos).any(-1) & self.targets & ~self.masked
+            masked = masked & ~(is_eos.long().cumsum(1) > 0)
+        first = torch.where(masked, self.columns, self.length).amin(1)
+        # The one host synchronisation of a step.
+        *self.next_open, broken, stuck = torch.cat([first, troubles.long()]).tolist()
+        if broken:
+            raise DecodingError(
+                f"the logits of forward {self.forward_index - 1} hold NaN: the weights, the dtype or a "
+                "logits transform are broken."
+            )
+        if stuck:
+            raise DecodingError(
+                f"forward {self.forward_index - 1} predicted none of a row's open targets: the cache "
+                "policy did not recompute them, or the region held none that may be written."
+            )
+
+    def select_rows(self, keep: Sequence[int]) -> Tensor:
+        """Drop all rows but `keep` (indices into the current batch); return them as a tensor."""
+        index = _index(keep, self._tokens.device)
+        self.rows = [self.rows[i] for i in keep]
+        self.next_open = [self.next_open[i] for i in keep]
+        for name in _ROW_TENSORS:
+            setattr(self, name, getattr(self, name).index_select(0, index))
+        if self.targets_in_block is not None:
+            self.targets_in_block = self.targets_in_block.index_select(0, index)
+        for memory in self._memories.values():
+            for key, value in memory.items():
+                if isinstance(value, Tensor):
+                    memory[key] = value.index_select(0, index)
+        return index
+
+    def _write(self, region: Region, into: Tensor, values: Tensor | float, where: Tensor) -> None:
+        if region.span is not None:
+            view = into[:, region.span]
+            view.copy_(torch.where(where, values, view))
+            return
+        positions = region.positions.masked_fill(region.positions < 0, self.length)
+        into.scatter_(1, positions, torch.where(where, values, into.gather(1, positions)))
+
+
+_ROW_TENSORS = (
+    "_tokens", "_targets", "_masked", "_valid", "_position_ids", "_committed_at", "_confidence",
+    "seeds", "row_steps", "block_steps", "row_forced", "row_remasks", "idle_left", "_ended",
+)  # fmt: skip
+
+
+def _with_scratch(tensor: Tensor) -> Tensor:
+    return torch.nn.functional.pad(tensor, (0, 1))
+
+
+def _masks(chosen: Tensor | None, allowed: Tensor) -> Tensor:
+    return torch.zeros_like(allowed) if chosen is None else chosen & allowed
+
+
+def _most_confident(observation: Observation) -> Tensor:
+    """The single best position of each row: eligible before merely masked, lowest block first."""
+    fresh = observation.masked & observation.fresh
+    candidates = torch.where(observation.eligible.any(1, keepdim=True), observation.eligible, fresh)
+    none = torch.iinfo(torch.long).max
+    leftmost = observation.blocks.masked_fill(~candidates, none).amin(1, keepdim=True)
+    candidates = candidates & (observation.blocks == leftmost)
+    scores = observation.log_confidence.masked_fill(~candidates, -torch.inf)
+    # A candidate may score -inf itself; argmax of the mask breaks that tie in its favour.
+    best = scores.amax(1, keepdim=True)
+    first = ((scores == best) & candidates).long().argmax(1, keepdim=True)
+    return torch.zeros_like(candidates).scatter(1, first, True) & candidates
+
+
+def _index(rows: Sequence[int], device: torch.device) -> Tensor:
+    index = torch.tensor(list(rows), dtype=torch.long)
+    # Pinned, so that the copy does not wait for the device.
+    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index

@@ -1,0 +1,74 @@
+"""Dream's time schedule."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from typing_extensions import Self
+
+from dllm_sampling import (
+    ConfigurationError,
+    DecodingState,
+    ModelFacts,
+    Observation,
+    UnmaskingPolicy,
+    top_k,
+)
+
+
+class DreamSchedule(UnmaskingPolicy):
+    """Commit a share 1 - s/t of the open targets as time t runs from 1 to `eps` in equal steps.
+
+    The best by `algorithm`, floor(masked * (1 - s/t)) of them, which may be none, and all on the last
+    step; `origin` commits each open target with that probability. Meant for the `whole_canvas` schedule
+    and `sampling.confidence = "filtered"`. Source: Dream (arXiv:2508.15487) and its published sampler.
+    """
+
+    name: ClassVar[str] = "dream_schedule"
+    algorithm: Literal["origin", "maskgit_plus", "topk_margin", "entropy"] = Field(
+        "entropy", description="What makes a position better: chance, confidence, margin, low entropy."
+    )
+    steps: int = Field(512, ge=1, description="Forwards a row takes at most.")
+    eps: float = Field(1e-3, gt=0, lt=1, description="Time of the last step.")
+    alg_temp: float = Field(
+        0.0, ge=0, description="Temperature of the choice of positions: 0 takes the best, above 0 draws."
+    )
+
+    @model_validator(mode="after")
+    def _alg_temp_has_an_effect(self) -> Self:
+        if self.algorithm == "origin" and self.alg_temp:
+            raise ConfigurationError(f"alg_temp={self.alg_temp} has no effect on algorithm='origin'.")
+        return self
+
+    def idle_steps(self, targets: int) -> int:
+        return self.steps
+
+    def begin(self, state: DecodingState, facts: ModelFacts) -> None:
+        times = torch.linspace(1, self.eps, self.steps + 1)
+        shares = 1 - times[1:] / times[:-1]
+        shares[-1] = 1
+        # One row a canvas: memory follows the batch.
+        state.memory(self)["shares"] = shares.to(facts.device).repeat(state.batch, 1)
+
+    def select(self, state: DecodingState, observation: Observation) -> Tensor:
+        step = state.row_steps.clamp_max(self.steps - 1)[:, None]
+        share = state.memory(self)["shares"].gather(1, step)
+        if self.algorithm == "origin":
+            return state.uniform(self, observation.positions) < share
+        count = (observation.masked.sum(1, keepdim=True) * share).long()[:, 0]
+        return top_k(self._scores(state, observation), observation.eligible, count)
+
+    def _scores(self, state: DecodingState, observation: Observation) -> Tensor:
+        scores = {
+            "maskgit_plus": lambda: observation.log_confidence.exp(),
+            "topk_margin": lambda: observation.margin,
+            "entropy": lambda: -observation.entropy,
+        }[self.algorithm]()
+        if self.alg_temp > 0:
+            # The k best of these are k draws without replacement from softmax(scores / alg_temp).
+            noise = -(-state.uniform(self, observation.positions).log()).log()
+            scores = scores / self.alg_temp + noise
+        return scores

@@ -1,0 +1,31 @@
+"""Factor-based parallel decoding."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dllm_sampling import DecodingState, Observation, UnmaskingPolicy, in_order
+
+
+class Factor(UnmaskingPolicy):
+    """Commit the n most confident positions, for the largest n with (n + 1)(1 - c_(n)) < factor.
+
+    c_(n) is the n-th largest confidence. Where no n passes, the single most confident position.
+    The published code commits one more where only the last candidate fails; this is the paper's rule.
+    Source: Fast-dLLM (arXiv:2505.22618), section 3.3, factor-based decoding.
+    """
+
+    name: ClassVar[str] = "factor"
+    factor: float = Field(1.0, gt=0, description="Bound on (n + 1)(1 - c_(n)).")
+
+    def select(self, state: DecodingState, observation: Observation) -> Tensor:
+        ordered, rank = in_order(observation.log_confidence, observation.eligible)
+        n = torch.arange(1, ordered.shape[-1] + 1, device=ordered.device)
+        passes = (n + 1) * -ordered.expm1() < self.factor
+        passes = passes & (n <= observation.eligible.sum(-1, keepdim=True))
+        count = (n * passes).amax(-1, keepdim=True)
+        return rank < count

@@ -1,0 +1,24 @@
+"""All targets at once."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from dllm_sampling import BlockSchedule, DecodingState, Region
+
+
+class WholeCanvas(BlockSchedule):
+    """Work on all targets at once: one block. Source: Dream (arXiv:2508.15487)."""
+
+    name: ClassVar[str] = "whole_canvas"
+
+    def plan_region(self, state: DecodingState) -> Region:
+        memory = state.memory(self)
+        starts = "started" not in memory
+        memory["started"] = True
+        return Region.between(state, state.first_target, state.end_of_targets, starts_block=starts)
+
+    def plan_blocks(self, state: DecodingState) -> Tensor:
+        return state.targets.sum(1, keepdim=True)

@@ -1,0 +1,1 @@
+"""Wrappers: changes to what other policies do."""

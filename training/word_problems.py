@@ -1,0 +1,134 @@
+"""Word problems with worked answers, for the bundled model: generator, split and tokenizer.
+
+A problem is a chain of additions and subtractions told as a little story; its answer writes one
+equation a line and ends with the result after `####`, as GSM8K's answers do:
+
+    Mia has 27 pens. Mia buys 15 more. Then Mia loses 8. How many pens does Mia have now?
+
+    27+15=42 pens
+    42-8=34 pens
+    #### 34
+
+Training and held-out problems never overlap: a problem belongs to the held-out side if and only if
+the SHA-256 digest of its question starts with a byte below 16 (one in sixteen).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+NAMES = (
+    "Mia", "Tom", "Ana", "Ben", "Eva", "Leo", "Zoe", "Max",
+    "Ida", "Sam", "Lea", "Jon", "Kim", "Ali", "Noa", "Ray",
+)  # fmt: skip
+ITEMS = (
+    "pens", "cups", "nuts", "eggs", "books", "coins", "cards", "shells",
+    "apples", "stamps", "stones", "balls",
+)  # fmt: skip
+GAINS = (
+    "{name} finds {n}.", "{name} buys {n} more.", "Then {name} wins {n} {items}.",
+    "A friend gives {name} {n}.", "{name} picks up {n} more {items}.", "{name} gets {n} as a gift.",
+)  # fmt: skip
+LOSSES = (
+    "{name} sells {n}.", "{name} loses {n} of them.", "Then {name} gives away {n} {items}.",
+    "A friend takes {n}.", "{name} breaks {n}.", "{name} lends {n} {items} to a friend.",
+)  # fmt: skip
+QUESTIONS = (
+    "How many {items} does {name} have now?", "How many {items} are left?",
+    "How many {items} does {name} have in the end?",
+)  # fmt: skip
+
+MAX_VALUE = 99
+MAX_OPERATIONS = 6
+
+BOS, EOS, MASK = "<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>"
+HEADER_START, HEADER_END, END_OF_TURN = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
+SPECIAL_TOKENS = (BOS, EOS, HEADER_START, HEADER_END, END_OF_TURN, MASK)
+
+# The format that LLaDA's instruct checkpoints use: every message under a header, then an open answer.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ message['content'] | trim }}<|eot_id|>"
+    "{% endfor %}<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem: the question, its worked answer and the final number as text."""
+
+    question: str
+    answer: str
+    result: str
+
+    @property
+    def held_out(self) -> bool:
+        """Whether this problem belongs to the held-out side of the split."""
+        return hashlib.sha256(self.question.encode()).digest()[0] < 16
+
+
+def make_problem(rng: random.Random, *, easy: bool = False) -> Problem:
+    """A random problem of two to six operations, every value from 0 to 99.
+
+    Easy ones, for the first part of the training, have one to three operations with one digit.
+    """
+    name, items = rng.choice(NAMES), rng.choice(ITEMS)
+    count = rng.randint(1, 3) if easy else rng.randint(2, MAX_OPERATIONS)
+    value = rng.randint(1, MAX_VALUE) if rng.random() < 0.5 else rng.randint(2, 40)
+    story, lines = [f"{name} has {value} {items}."], []
+    for _ in range(count):
+        n = rng.randint(1, 9) if easy or rng.random() < 0.7 else rng.randint(10, 20)
+        grows = value + n <= MAX_VALUE and (value < n or rng.random() < 0.5)
+        if not grows and value < n:
+            n = rng.randint(1, value)
+        after = value + n if grows else value - n
+        story.append(rng.choice(GAINS if grows else LOSSES).format(name=name, n=n, items=items))
+        lines.append(f"{value}{'+' if grows else '-'}{n}={after} {items}")
+        value = after
+    story.append(rng.choice(QUESTIONS).format(name=name, items=items))
+    return Problem(" ".join(story), "\n".join([*lines, f"#### {value}"]), str(value))
+
+
+def problems(seed: int, *, held_out: bool, easy: float = 0.0) -> Iterator[Problem]:
+    """Endless problems of one side of the split, a share of them easy."""
+    rng = random.Random(seed)
+    while True:
+        problem = make_problem(rng, easy=rng.random() < easy)
+        if problem.held_out == held_out:
+            yield problem
+
+
+def render(question: str) -> str:
+    """The chat template applied to one user message (checked against the template in the tests)."""
+    return (
+        f"{BOS}{HEADER_START}user{HEADER_END}\n\n{question}{END_OF_TURN}"
+        f"{HEADER_START}assistant{HEADER_END}\n\n"
+    )
+
+
+def train_tokenizer(seed: int = 0, examples: int = 20_000) -> Tokenizer:
+    """Byte-level BPE in which every digit is a token of its own; any text can be encoded."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d|[+=\-]"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=448,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    stream = problems(seed, held_out=False)
+    texts = (f"user\n\n{p.question}\nassistant\n\n{p.answer}" for p, _ in zip(stream, range(examples)))
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
