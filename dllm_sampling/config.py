@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dllm_sampling.errors import ConfigurationError, unknown_name
 from dllm_sampling.plugins import registry
-from dllm_sampling.policies import KINDS
+from dllm_sampling.policies import KINDS, POLICY_MARK
 from dllm_sampling.settings import SamplerSettings, validated
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10
+else:
     import tomli as tomllib
 
 
@@ -56,8 +57,7 @@ class RunConfig(BaseModel):
         data = copy.deepcopy(dict(settings or {}))
         for override in overrides:
             _override(data, override)
-        config: RunConfig = validated(cls, data)
-        return config
+        return validated(cls, data)
 
     @classmethod
     def read(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> RunConfig:
@@ -135,7 +135,9 @@ def _descend(here: Any, keys: list[str], key: str) -> Any:
 def _default(keys: list[str]) -> str | None:
     """The name of the policy that a slot has by default, so that its parameters can be overridden."""
     if len(keys) == 2 and keys[0] == "sampler":
-        default = SamplerSettings.model_fields[keys[1]].default if keys[1] in SamplerSettings.model_fields else None
+        default = (
+            SamplerSettings.model_fields[keys[1]].default if keys[1] in SamplerSettings.model_fields else None
+        )
         return default if isinstance(default, str) else None
     return None
 
@@ -160,6 +162,17 @@ def json_schema() -> dict[str, Any]:
             own["required"] = ["name", *own.get("required", [])]
             definitions[f"{kind.kind}.{name}"] = own
             options.append({"$ref": f"#/$defs/{kind.kind}.{name}"})
-        definitions[kind.kind] = {"anyOf": options} if options else {"not": {}}
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    return schema
+        # Nothing is valid where no plugin offers anything.
+        definitions[kind.kind] = {"anyOf": options} if options else {"enum": []}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_with_references(schema)}
+
+
+def _with_references(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_with_references(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    changed = {key: _with_references(value) for key, value in node.items() if key != POLICY_MARK}
+    if POLICY_MARK in node:
+        changed["$ref"] = f"#/$defs/{node[POLICY_MARK]}"
+    return changed

@@ -13,9 +13,9 @@ from torch import Tensor
 from dllm_sampling import noise, run_hooks
 from dllm_sampling import prompts as prompting
 from dllm_sampling.backbones.base import Backbone
-from dllm_sampling.errors import ConfigurationError, PluginError
-from dllm_sampling.observation import Observation, Sampling
+from dllm_sampling.errors import PluginError
 from dllm_sampling.kv_buffer import KVBuffer
+from dllm_sampling.observation import Observation, Sampling
 from dllm_sampling.outcome import Outcome, merged
 from dllm_sampling.policies import (
     BlockSchedule,
@@ -27,8 +27,8 @@ from dllm_sampling.policies import (
 )
 from dllm_sampling.prompts import Batch, Canvas, Prompts
 from dllm_sampling.result import GenerationResult
-from dllm_sampling.settings import SamplerSettings
 from dllm_sampling.run_hooks import Policies, detached
+from dllm_sampling.settings import SamplerSettings
 from dllm_sampling.state import Decision, DecodingState, ForwardPlan, Region
 
 

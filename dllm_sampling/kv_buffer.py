@@ -23,7 +23,7 @@ class _Layer(CacheLayerMixin):
     is_compileable = True
 
     def __init__(self, write: _Write) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers has no annotation there
         self.write = write
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -40,7 +40,8 @@ class _Layer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         self._put(self.keys, key_states)
         self._put(self.values, value_states)
         length = self.write.length
@@ -55,6 +56,11 @@ class _Layer(CacheLayerMixin):
         skipped = positions < 0 if rows is None else (positions < 0) | ~rows[:, None]
         index = positions.masked_fill(skipped, self.write.length)[:, None, :, None]
         into.scatter_(2, index.expand_as(states), states.to(into.dtype))
+
+    def select_rows(self, index: Tensor) -> None:
+        if self.keys is not None and self.values is not None:
+            self.keys = self.keys.index_select(0, index)
+            self.values = self.values.index_select(0, index)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.write.length, 0
@@ -75,7 +81,8 @@ class KVBuffer(Cache):
 
     def __init__(self, layers: int, length: int) -> None:
         self._write = _Write(length)
-        super().__init__(layers=[_Layer(self._write) for _ in range(layers)])
+        self._layers = [_Layer(self._write) for _ in range(layers)]
+        super().__init__(layers=list(self._layers))
 
     def at(self, positions: slice | Tensor, rows: Tensor | None) -> KVBuffer:
         """Write at `positions` (a slice, or `[batch, width]` padded with -1), for `rows [batch]` only.
@@ -87,14 +94,10 @@ class KVBuffer(Cache):
 
     def select_rows(self, index: Tensor) -> None:
         """Keep the rows of `index`."""
-        for layer in self.layers:
-            if layer.is_initialized:
-                layer.keys = layer.keys.index_select(0, index)
-                layer.values = layer.values.index_select(0, index)
+        for layer in self._layers:
+            layer.select_rows(index)
 
     @property
     def filled(self) -> bool:
         """Whether a forward has written it."""
-        return bool(self.layers[0].is_initialized)
-
-
+        return self._layers[0].is_initialized

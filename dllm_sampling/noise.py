@@ -35,7 +35,7 @@ def row_seeds(seed: int, rows: Tensor) -> Tensor:
 
 def keys(seeds: Tensor, steps: Tensor, positions: Tensor, purpose: str) -> Tensor:
     """Broadcast seeds, steps and positions to one int64 key each; `purpose` separates uses."""
-    salt = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), signed=True)
+    salt = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "big", signed=True)
     key = mix(seeds + salt)
     key = mix(key + steps * _GOLDEN)
     return mix(key + positions * _GOLDEN)

@@ -130,9 +130,7 @@ class Registry:
         if isinstance(value, base):
             return value
         if isinstance(value, Policy):
-            raise ConfigurationError(
-                f"{type(value).__name__} is a {KIND_TITLES[value.kind]}, not a {title}."
-            )
+            raise ConfigurationError(f"{type(value).__name__} is a {KIND_TITLES[value.kind]}, not a {title}.")
         if isinstance(value, str):
             value = {"name": value}
         if not isinstance(value, dict):
@@ -186,7 +184,7 @@ class Registry:
         if base is not None and not issubclass(cls, base):
             raise PluginError(f"{hook} returned {cls.__name__}, which is not a {base.__name__}.")
         if inspect.isabstract(cls):
-            missing = ", ".join(sorted(cls.__abstractmethods__))
+            missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
             raise PluginError(f"{cls.__name__} does not define {missing}.")
         if not isinstance(getattr(cls, "name", None), str):
             raise PluginError(f"{cls.__name__} has no name.")
@@ -225,9 +223,7 @@ def describe(error: ValidationError) -> str:
 def _check(module: object) -> None:
     version = getattr(module, "HOOK_VERSION", HOOK_VERSION)
     if version != HOOK_VERSION:
-        raise PluginError(
-            f"written for version {version!r} of the hooks; this is version {HOOK_VERSION}."
-        )
+        raise PluginError(f"written for version {version!r} of the hooks; this is version {HOOK_VERSION}.")
     hooks = hook_names(DiscoverySpec)
     found = [name for name in dir(module) if name.startswith("register_")]
     for name in found:
@@ -266,7 +262,8 @@ def _candidates(folder: str | None) -> Iterator[tuple[PluginInfo, Any]]:
 def _load_file(path: Path) -> ModuleType:
     name = f"dllm_sampling_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -291,7 +288,7 @@ def load(select: str, folder: str | None, strict: bool) -> Registry:
             found.add(info, loader())
         except _TwoOwners:
             raise
-        except Exception as error:  # noqa: BLE001 - a plugin may raise anything while it is imported
+        except Exception as error:
             info.status = "broken"
             info.error = "".join(traceback.format_exception_only(error)).strip()
             if strict:

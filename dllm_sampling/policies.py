@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 class Policy(BaseModel, ABC):
     """Settings with a name. Subclass one of the kinds below, not this."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
     kind: ClassVar[str]
     name: ClassVar[str]
@@ -49,9 +47,7 @@ class Policy(BaseModel, ABC):
             if isinstance(value, Policy):
                 yield field, value
             elif isinstance(value, (list, tuple)):
-                yield from (
-                    (f"{field}[{i}]", v) for i, v in enumerate(value) if isinstance(v, Policy)
-                )
+                yield from ((f"{field}[{i}]", v) for i, v in enumerate(value) if isinstance(v, Policy))
 
     def detached(self) -> Self:
         """An equal tree in which no object stands twice, so that each slot of a run has its own."""
@@ -61,9 +57,7 @@ class Policy(BaseModel, ABC):
             if isinstance(value, Policy):
                 update[field] = value.detached()
             elif isinstance(value, (list, tuple)):
-                update[field] = type(value)(
-                    v.detached() if isinstance(v, Policy) else v for v in value
-                )
+                update[field] = type(value)(v.detached() if isinstance(v, Policy) else v for v in value)
         return self.model_copy(update=update)
 
 
@@ -148,6 +142,9 @@ def resolve(kind: type[P], value: object) -> P:
     return registry().build(kind, value)
 
 
+POLICY_MARK = "x-policy-kind"
+
+
 class Nested:
     """Validates a field that holds a policy through the registry, and writes it as name and settings."""
 
@@ -164,7 +161,8 @@ class Nested:
         )
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
-        return {"$ref": f"#/$defs/{self.kind.kind}"}
+        # pydantic cannot refer to definitions it did not make: `config.json_schema` turns this into one.
+        return {POLICY_MARK: self.kind.kind}
 
 
 # Field types for policies that hold other policies: names, dicts and instances are all taken.

@@ -138,9 +138,7 @@ def to_fill(
         if not mark.any():
             raise PromptError(f"canvas {i} has no target: no mask id in it, or targets are all False.")
         if len(row) > facts.max_length:
-            raise PromptError(
-                f"canvas {i} has {len(row)} tokens; the model's context is {facts.max_length}."
-            )
+            raise PromptError(f"canvas {i} has {len(row)} tokens; the model's context is {facts.max_length}.")
         canvases.append(Canvas(i, row, mark))
     return canvases
 

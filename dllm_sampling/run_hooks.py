@@ -34,8 +34,11 @@ class _Slot(SimpleNamespace):
     attribute of a pydantic model.
     """
 
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
+    def __hash__(self) -> int:  # type: ignore[override]  # pluggy keys plugins by identity
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
 
 
 class _Manager(pluggy.PluginManager):
@@ -110,9 +113,7 @@ def _hook_methods(policy: Policy, names: set[str], held: bool) -> dict[str, Any]
     for name, function in inspect.getmembers(type(policy), inspect.isfunction):
         hook = name.removeprefix(_WRAP)
         if name.startswith(_WRAP) and hook not in names:
-            raise PluginError(
-                f"{type(policy).__name__}.{name}: " + unknown_name("hook", hook, names)
-            )
+            raise PluginError(f"{type(policy).__name__}.{name}: " + unknown_name("hook", hook, names))
         if hook not in names or (held and name not in _LIFECYCLE):
             continue
         if function not in _BASE_METHODS:
@@ -121,7 +122,5 @@ def _hook_methods(policy: Policy, names: set[str], held: bool) -> dict[str, Any]
 
 
 _BASE_METHODS = {
-    function
-    for kind in (Policy, *KINDS)
-    for _, function in inspect.getmembers(kind, inspect.isfunction)
+    function for kind in (Policy, *KINDS) for _, function in inspect.getmembers(kind, inspect.isfunction)
 }

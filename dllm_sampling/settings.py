@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dllm_sampling.errors import ConfigurationError, unknown_name
 from dllm_sampling.observation import Sampling
+from dllm_sampling.plugins import describe
 from dllm_sampling.policies import (
     LogitsTransform,
     Nested,
@@ -16,9 +17,11 @@ from dllm_sampling.policies import (
     NestedCachePolicy,
     NestedUnmaskingPolicy,
     Observer,
+    Policy,
     Wrapper,
 )
-from dllm_sampling.plugins import describe
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class SamplerSettings(BaseModel):
@@ -60,7 +63,7 @@ class SamplerSettings(BaseModel):
         return validated(cls, settings)
 
 
-def validated(model: type[Any], settings: Mapping[str, Any]) -> Any:
+def validated(model: type[M], settings: Mapping[str, Any]) -> M:
     """`model` from plain data; unknown keys, at any depth, are refused with the nearest match."""
     refuse_unknown(model, settings, "")
     try:
@@ -76,6 +79,7 @@ def refuse_unknown(model: type[BaseModel], settings: Mapping[str, Any], path: st
             where = f" in {path}" if path else ""
             raise ConfigurationError(unknown_name(f"setting{where}", key, model.model_fields))
         inner = model.model_fields[key].annotation
-        if isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, BaseModel):
-            if "kind" not in vars(inner):  # policies name their own parameters
-                refuse_unknown(inner, value, f"{path}.{key}" if path else key)
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)) or issubclass(inner, Policy):
+            continue  # policies name their own parameters
+        if isinstance(value, Mapping):
+            refuse_unknown(inner, value, f"{path}.{key}" if path else key)

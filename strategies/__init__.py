@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dllm_sampling import BlockSchedule, UnmaskingPolicy, Wrapper
 from dllm_sampling.strategies.confidence_threshold import ConfidenceThreshold
 from dllm_sampling.strategies.dream_schedule import DreamSchedule
 from dllm_sampling.strategies.factor import Factor
@@ -10,6 +9,8 @@ from dllm_sampling.strategies.fixed_k import FixedK
 from dllm_sampling.strategies.schedules.fixed_blocks import FixedBlocks
 from dllm_sampling.strategies.schedules.whole_canvas import WholeCanvas
 from dllm_sampling.strategies.wrappers.fast_dllm_dream import FastDllmDream
+
+from dllm_sampling import BlockSchedule, UnmaskingPolicy, Wrapper
 
 __all__ = [
     "ConfidenceThreshold",

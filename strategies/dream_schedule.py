@@ -55,18 +55,20 @@ class DreamSchedule(UnmaskingPolicy):
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
         step = state.row_steps.clamp_max(self.steps - 1)[:, None]
-        share = state.memory(self)["shares"].gather(1, step)
+        share: Tensor = state.memory(self)["shares"].gather(1, step)
         if self.algorithm == "origin":
             return state.uniform(self, observation.positions) < share
         count = (observation.masked.sum(1, keepdim=True) * share).long()[:, 0]
         return top_k(self._scores(state, observation), observation.eligible, count)
 
     def _scores(self, state: DecodingState, observation: Observation) -> Tensor:
-        scores = {
-            "maskgit_plus": lambda: observation.log_confidence.exp(),
-            "topk_margin": lambda: observation.margin,
-            "entropy": lambda: -observation.entropy,
-        }[self.algorithm]()
+        scores: Tensor
+        if self.algorithm == "entropy":
+            scores = -observation.entropy
+        elif self.algorithm == "topk_margin":
+            scores = observation.margin
+        else:
+            scores = observation.log_confidence.exp()
         if self.alg_temp > 0:
             # The k best of these are k draws without replacement from softmax(scores / alg_temp).
             noise = -(-state.uniform(self, observation.positions).log()).log()

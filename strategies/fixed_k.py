@@ -75,6 +75,7 @@ class FixedK(UnmaskingPolicy):
             return self.k or 1
         memory = state.memory(self)
         block = observation.blocks.masked_fill(~observation.masked, -1).amax(1, keepdim=True).clamp_min(0)
-        targets, steps = memory["targets"].gather(1, block)[:, 0], memory["steps"].gather(1, block)[:, 0]
+        targets: Tensor = memory["targets"].gather(1, block)[:, 0]
+        steps: Tensor = memory["steps"].gather(1, block)[:, 0]
         extra = state.block_steps < targets % steps
         return (targets // steps + extra).clamp_min(1)

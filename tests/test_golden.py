@@ -69,7 +69,8 @@ class RoundedLogits(LogitsTransform):
 
 
 # Decided by gaps of 3e-4 and 1e-4, and the wrong way round for the float32 logits that the fixtures
-# give themselves. every unpadded schedule case is exact with logits rounded to float16 (tests/data/README.md).
+# give themselves. Every unpadded schedule case is exact once logits are rounded to float16: see
+# tests/data/README.md.
 ONLY_ROUNDED = {8, 9}
 
 

@@ -43,6 +43,7 @@ from word_problems import (
 )
 
 ANSWER_LENGTH = 64
+EASY_ANSWER_LENGTH = 40
 BLOCK_LENGTHS = (8, 16, 32)
 AFTER_BLOCK_WEIGHT = 0.1
 MIN_RATE = 0.04
@@ -81,18 +82,19 @@ def build_model(tokenizer: Tokenizer, hidden: int, layers: int) -> LlamaForCausa
 
 
 def batches(
-    tokenizer: Tokenizer, seed: int, size: int, easy: float
+    tokenizer: Tokenizer, seed: int, size: int, *, easy: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless (prompts, answers): all prompts of a batch are equally long, so nothing is padded."""
     eos = tokenizer.token_to_id(EOS)
     buckets: dict[int, list[tuple[list[int], list[int]]]] = defaultdict(list)
+    length = EASY_ANSWER_LENGTH if easy else ANSWER_LENGTH
     stream = problems(seed, held_out=False, easy=easy)
     while True:
         chunk = [next(stream) for _ in range(size)]
         prompts = tokenizer.encode_batch_fast([render(p.question) for p in chunk])
         answers = tokenizer.encode_batch_fast([p.answer for p in chunk])
         for prompt, answer in zip(prompts, answers, strict=True):
-            ids = answer.ids + [eos] * (ANSWER_LENGTH - len(answer.ids))
+            ids = answer.ids + [eos] * (length - len(answer.ids))
             bucket = buckets[len(prompt.ids)]
             bucket.append((prompt.ids, ids))
             if len(bucket) == size:
@@ -100,7 +102,9 @@ def batches(
                 bucket.clear()
 
 
-def corrupt(answers: Tensor, mask_id: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def corrupt(
+    answers: Tensor, mask_id: int, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Masked answers and the loss weight of each position, both [batch, answer]."""
     batch, length = answers.shape
     # One stratum a row, so that every batch sees all rates.
@@ -110,10 +114,10 @@ def corrupt(answers: Tensor, mask_id: int, generator: torch.Generator) -> tuple[
     masked = noise < rates
     weights = (1 / rates).expand(batch, length).clone()
 
-    rows = batch // 2
+    rows = int(batch * share)
     position = torch.arange(length)
     widths = torch.tensor(BLOCK_LENGTHS)[torch.randint(3, (rows, 1), generator=generator)]
-    blocks = (torch.rand(rows, 1, generator=generator) * (length // widths)).long()
+    blocks = (torch.rand(rows, 1, generator=generator) * (length / widths).ceil()).long()
     start = blocks * widths
     after = position >= start + widths
     masked[:rows] &= position >= start
@@ -215,16 +219,16 @@ def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
 
-def main() -> None:
+def main() -> None:  # noqa: PLR0915 - one straight script
     parser = argparse.ArgumentParser(description="Train the bundled word-problem model.")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--hidden", type=int, default=192)
+    parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=2.5e-3)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--warmup", type=int, default=200)
-    parser.add_argument("--easy-until", type=int, default=4000, help="easy problems up to this step")
+    parser.add_argument("--easy-until", type=int, default=3000, help="easy problems before this step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--evaluate-every", type=int, default=1000)
@@ -258,20 +262,25 @@ def main() -> None:
 
     forward = torch.compile(model.model, dynamic=True)
     # A resumed run continues on fresh problems and masks.
-    easy, hard = (batches(tokenizer, args.seed + 1 + step, args.batch, share) for share in (0.85, 0.1))
+    easy, hard = (
+        batches(tokenizer, args.seed + 1 + step, args.batch, easy=easy) for easy in (True, False)
+    )
     generator = torch.Generator().manual_seed(args.seed + 1 + step)
     watched = problems(random.Random(99).getrandbits(32), held_out=True)
     monitor = [next(watched) for _ in range(100)]
+    watched = problems(args.seed + 99, held_out=True, easy=True)
+    easy_monitor = [next(watched) for _ in range(100)]
     mean, begun = 0.0, time.perf_counter()
     while step < args.steps:
-        prompts, answers = next(easy if step < args.easy_until else hard)
-        corrupted, weights = corrupt(answers, mask_id, generator)
+        is_easy = step < args.easy_until
+        prompts, answers = next(easy if is_easy else hard)
+        corrupted, weights = corrupt(answers, mask_id, 0.25 if is_easy else 0.5, generator)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * rate(step)
         with torch.autocast("cpu", torch.bfloat16):
             hidden = forward(input_ids=torch.cat([prompts, corrupted], 1)).last_hidden_state
             chosen = weights > 0
-            logits = model.lm_head(hidden[:, -ANSWER_LENGTH:][chosen])
+            logits = model.lm_head(hidden[:, -answers.shape[1] :][chosen])
         losses = F.cross_entropy(logits.float(), answers[chosen], reduction="none")
         loss = (losses * weights[chosen]).sum() / answers.numel()
         loss.backward()
@@ -280,9 +289,9 @@ def main() -> None:
         optimizer.zero_grad()
         step += 1
         mean += loss.item()
-        if step % 100 == 0:
+        if step % 200 == 0:
             seconds = spent + time.perf_counter() - begun
-            print(f"step {step:6d}  loss {mean / 100:.4f}  {seconds:7.0f} s", flush=True)
+            print(f"step {step:6d}  loss {mean / 200:.4f}  {seconds:7.0f} s", flush=True)
             mean = 0.0
         if step % args.save_every == 0 or step == args.steps:
             state = {
@@ -297,7 +306,7 @@ def main() -> None:
             export(model, tokenizer, args.output / "checkpoint")
         if step % args.evaluate_every == 0 or step == args.steps:
             scores = {
-                f"block {block}, k {k}": accuracy(model, tokenizer, monitor, block, k)
+                f"block {block}, k {k}": accuracy(model, tokenizer, easy_monitor if is_easy else monitor, block, k)
                 for block, k in ((64, 1), (16, 1), (16, 8))
             }
             print(f"step {step:6d}  {scores}", flush=True)

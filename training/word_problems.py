@@ -3,11 +3,11 @@
 A problem is a chain of additions and subtractions told as a little story; its answer writes one
 equation a line and ends with the result after `####`, as GSM8K's answers do:
 
-    Mia has 27 pens. Mia buys 15 more. Then Mia loses 8. How many pens does Mia have now?
+    Mia has 27 pens. Mia buys 5. Mia loses 8. How many pens?
 
-    27+15=42 pens
-    42-8=34 pens
-    #### 34
+    27+5=32 pens
+    32-8=24 pens
+    #### 24
 
 Training and held-out problems never overlap: a problem belongs to the held-out side if and only if
 the SHA-256 digest of its question starts with a byte below 16 (one in sixteen).
@@ -30,18 +30,8 @@ ITEMS = (
     "pens", "cups", "nuts", "eggs", "books", "coins", "cards", "shells",
     "apples", "stamps", "stones", "balls",
 )  # fmt: skip
-GAINS = (
-    "{name} finds {n}.", "{name} buys {n} more.", "Then {name} wins {n} {items}.",
-    "A friend gives {name} {n}.", "{name} picks up {n} more {items}.", "{name} gets {n} as a gift.",
-)  # fmt: skip
-LOSSES = (
-    "{name} sells {n}.", "{name} loses {n} of them.", "Then {name} gives away {n} {items}.",
-    "A friend takes {n}.", "{name} breaks {n}.", "{name} lends {n} {items} to a friend.",
-)  # fmt: skip
-QUESTIONS = (
-    "How many {items} does {name} have now?", "How many {items} are left?",
-    "How many {items} does {name} have in the end?",
-)  # fmt: skip
+GAINS = ("finds", "buys", "gets", "wins")
+LOSSES = ("sells", "loses", "drops", "lends")
 
 MAX_VALUE = 99
 MAX_OPERATIONS = 6
@@ -74,32 +64,30 @@ class Problem:
 
 
 def make_problem(rng: random.Random, *, easy: bool = False) -> Problem:
-    """A random problem of two to six operations, every value from 0 to 99.
+    """A random problem of two to six operations with one digit, every value from 0 to 99.
 
-    Easy ones, for the first part of the training, have one to three operations with one digit.
+    Easy ones, for the first part of the training, have two to four operations and stay below 50.
     """
     name, items = rng.choice(NAMES), rng.choice(ITEMS)
-    count = rng.randint(1, 3) if easy else rng.randint(2, MAX_OPERATIONS)
-    value = rng.randint(1, MAX_VALUE) if rng.random() < 0.5 else rng.randint(2, 40)
+    most = 49 if easy else MAX_VALUE
+    value = rng.randint(1, most - 9)
     story, lines = [f"{name} has {value} {items}."], []
-    for _ in range(count):
-        n = rng.randint(1, 9) if easy or rng.random() < 0.7 else rng.randint(10, 20)
-        grows = value + n <= MAX_VALUE and (value < n or rng.random() < 0.5)
-        if not grows and value < n:
-            n = rng.randint(1, value)
+    for _ in range(rng.randint(2, 4 if easy else MAX_OPERATIONS)):
+        n = rng.randint(1, 9)
+        grows = value + n <= most and (value < n or rng.random() < 0.5)
         after = value + n if grows else value - n
-        story.append(rng.choice(GAINS if grows else LOSSES).format(name=name, n=n, items=items))
+        story.append(f"{name} {rng.choice(GAINS if grows else LOSSES)} {n}.")
         lines.append(f"{value}{'+' if grows else '-'}{n}={after} {items}")
         value = after
-    story.append(rng.choice(QUESTIONS).format(name=name, items=items))
+    story.append(f"How many {items}?")
     return Problem(" ".join(story), "\n".join([*lines, f"#### {value}"]), str(value))
 
 
-def problems(seed: int, *, held_out: bool, easy: float = 0.0) -> Iterator[Problem]:
-    """Endless problems of one side of the split, a share of them easy."""
+def problems(seed: int, *, held_out: bool, easy: bool = False) -> Iterator[Problem]:
+    """Endless problems of one side of the split."""
     rng = random.Random(seed)
     while True:
-        problem = make_problem(rng, easy=rng.random() < easy)
+        problem = make_problem(rng, easy=easy)
         if problem.held_out == held_out:
             yield problem
 
@@ -129,6 +117,9 @@ def train_tokenizer(seed: int = 0, examples: int = 20_000) -> Tokenizer:
         show_progress=False,
     )
     stream = problems(seed, held_out=False)
-    texts = (f"user\n\n{p.question}\nassistant\n\n{p.answer}" for p, _ in zip(stream, range(examples)))
+    texts = (
+        f"user\n\n{p.question}\nassistant\n\n{p.answer}"
+        for p, _ in zip(stream, range(examples), strict=False)
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer

@@ -30,9 +30,7 @@ class Backbone(ABC):
     name: ClassVar[str]
     shift: ClassVar[int] = 0
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.facts = self._facts()
@@ -49,7 +47,9 @@ class Backbone(ABC):
 
     @classmethod
     @abstractmethod
-    def stock(cls, config: Mapping[str, Any]) -> tuple[type[PreTrainedModel], PretrainedConfig, dict[str, str]]:
+    def stock(
+        cls, config: Mapping[str, Any]
+    ) -> tuple[type[PreTrainedModel], PretrainedConfig, dict[str, str]]:
         """The stock class, its config, and the renaming of tensors (pattern to replacement).
 
         Raises CheckpointError for a config that no stock class computes.
@@ -63,8 +63,9 @@ class Backbone(ABC):
         return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder))
 
     @classmethod
-    def finish(cls, model: PreTrainedModel) -> None:
+    def finish(cls, model: PreTrainedModel) -> PreTrainedModel:
         """Last touches to a model that was just loaded."""
+        return model
 
     # The forward -------------------------------------------------------------------------------
 
@@ -203,7 +204,7 @@ class Backbone(ABC):
         mask = _first_id(getattr(config, "mask_token_id", None), tokenizer, "mask_token_id")
         if mask is None:
             raise CheckpointError(
-                "neither config.json nor the tokenizer names a mask_token_id: is this a masked diffusion model?"
+                "neither config.json nor the tokenizer names a mask_token_id; is it a masked diffusion model?"
             )
         ends = _as_ids(config.eos_token_id)
         if tokenizer is not None:

@@ -112,6 +112,7 @@ class LLaDA(Backbone):
         return (Qwen2ForCausalLM if biased else LlamaForCausalLM), stock_config, RENAMING
 
     @classmethod
-    def finish(cls, model: PreTrainedModel) -> None:
+    def finish(cls, model: PreTrainedModel) -> PreTrainedModel:
         if model.config.rope_full_precision:
             keep_rotation_in_float32(model)
+        return model

@@ -70,7 +70,7 @@ def _load(
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # what its report would warn of is an error below
     try:
-        model, report = stock.from_pretrained(
+        loaded: Any = stock.from_pretrained(
             folder,
             config=stock_config,
             key_mapping=renaming or None,
@@ -89,14 +89,14 @@ def _load(
         transformers_logging.set_verbosity(verbosity)
         if progress:
             transformers_logging.enable_progress_bar()
+    model, report = loaded
     for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if report.get(key):
             names = sorted(str(name) for name in report[key])
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             raise CheckpointError(f"{key.replace('_', ' ')}: {', '.join(names[:5])}{more}.")
     model = model.to(device)  # the device alone: casting would round the rotary frequencies
-    family.finish(model)
-    return family(model, family.load_tokenizer(folder))
+    return family(family.finish(model), family.load_tokenizer(folder))
 
 
 def _folder(source: str | Path | None, revision: str | None) -> Path:

@@ -46,9 +46,7 @@ def _rounding(implementation: str) -> str:
         def rounded(
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
         ) -> Any:
-            return attend(
-                module, query.to(value.dtype), key.to(value.dtype), value, *args, **kwargs
-            )
+            return attend(module, query.to(value.dtype), key.to(value.dtype), value, *args, **kwargs)
 
         AttentionInterface.register(name, rounded)
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])

@@ -1,0 +1,217 @@
+"""The commands, and how errors are shown."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from dllm_sampling import __version__
+from dllm_sampling.errors import DllmSamplingError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Decode masked diffusion language models; every choice is a plugin.",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Look at and check run configurations.")
+app.add_typer(config_app, name="config")
+
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def main() -> NoReturn:
+    """Run the command line: exit code 2 for user errors, no tracebacks for them."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as ended:  # pragma: no cover - typer returns instead in this mode
+        sys.exit(ended.exit_code)
+    except DllmSamplingError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _err.print("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        # Usage errors of the parser know how to show themselves.
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        sys.exit(getattr(error, "exit_code", 2))
+    sys.exit(0)
+
+
+def _fail(message: str) -> NoReturn:
+    _err.print(f"error: {message}", markup=False)
+    sys.exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dllm-sampling {__version__}")
+        raise typer.Exit
+
+
+def _plugins_dir(folder: Path | None) -> None:
+    if folder is not None:
+        from dllm_sampling.plugins import FOLDER
+
+        os.environ[FOLDER] = str(folder)
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(message: Any, category: Any, *rest: Any, **more: Any) -> None:
+    _err.print(f"warning: {message}", markup=False)
+
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="A run as .yaml, .toml or .json; options below override it.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as unmasking.threshold=0.8."),
+]
+PluginsDir = Annotated[
+    Path | None,
+    typer.Option("--plugins-dir", help="A folder of one-file plugins (DLLM_SAMPLING_PLUGINS_DIR)."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; none reads --file or stdin.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="One prompt a line, or .jsonl objects with `prompt`.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A folder or hub id; the bundled model without it.")
+    ] = None,
+    unmasking: Annotated[str | None, typer.Option("--unmasking", help="Unmasking policy, by name.")] = None,
+    cache: Annotated[str | None, typer.Option("--cache", help="Cache policy, by name.")] = None,
+    schedule: Annotated[str | None, typer.Option("--schedule", help="Block schedule, by name.")] = None,
+    settings: SetOption = None,
+    config: ConfigOption = None,
+    gen_length: Annotated[int | None, typer.Option("--gen-length", help="Targets behind a prompt.")] = None,
+    block_length: Annotated[
+        int | None, typer.Option("--block-length", help="Of the schedule; --set schedule.block_length.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Rows decoded together.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the noise above temperature 0.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="A torch device.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Take prompts as they stand, without the chat template.")
+    ] = False,
+    json_output: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no summary.")] = False,
+    plugins_dir: PluginsDir = None,
+) -> None:
+    """Answer prompts with a chosen cache policy and unmasking policy."""
+    from dllm_sampling.cli import run
+
+    _plugins_dir(plugins_dir)
+    given = {
+        "model.source": model,
+        "model.device": device,
+        "model.dtype": dtype,
+        "unmasking": unmasking,
+        "cache": cache,
+        "schedule": schedule,
+        "schedule.block_length": block_length,
+        "batch_size": batch_size,
+        "gen_length": gen_length,
+        "seed": seed,
+        "chat_template": False if raw else None,
+    }
+    run_config = run.configure(config, given, settings or [])
+    texts = run.read_prompts(prompts or [], file)
+    run.generate(run_config, texts, as_json=json_output, quiet=quiet)
+
+
+@app.command()
+def strategies(
+    name: Annotated[str | None, typer.Argument(help="Show one, with its parameters.")] = None,
+    json_output: JsonOption = False,
+    plugins_dir: PluginsDir = None,
+) -> None:
+    """List every policy of every kind: parameters, defaults, owner."""
+    from dllm_sampling.cli import listing
+
+    _plugins_dir(plugins_dir)
+    listing.strategies(name, as_json=json_output)
+
+
+@app.command()
+def plugins(
+    show_all: Annotated[bool, typer.Option("--all", help="Those that ship and are disabled, too.")] = False,
+    json_output: JsonOption = False,
+    plugins_dir: PluginsDir = None,
+) -> None:
+    """List installed plugins: version, what they offer, and why one could not be loaded."""
+    from dllm_sampling.cli import listing
+
+    _plugins_dir(plugins_dir)
+    listing.plugins(show_all=show_all, as_json=json_output)
+
+
+@config_app.command("schema")
+def config_schema(plugins_dir: PluginsDir = None) -> None:
+    """Print the JSON Schema of a run, installed plugins included."""
+    import json
+
+    from dllm_sampling.config import json_schema
+
+    _plugins_dir(plugins_dir)
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@config_app.command("show")
+def config_show(
+    file: Annotated[Path | None, typer.Argument(help="A run; without it, the defaults.")] = None,
+    settings: SetOption = None,
+    json_output: JsonOption = False,
+    plugins_dir: PluginsDir = None,
+) -> None:
+    """Print a run with every default filled in, as YAML."""
+    import json
+
+    import yaml
+
+    from dllm_sampling.cli import run
+
+    _plugins_dir(plugins_dir)
+    data = run.configure(file, {}, settings or []).to_dict()
+    typer.echo(json.dumps(data, indent=2) if json_output else yaml.safe_dump(data, sort_keys=False).rstrip())
+
+
+@config_app.command("validate")
+def config_validate(
+    files: Annotated[list[Path], typer.Argument(help="Runs to check.")], plugins_dir: PluginsDir = None
+) -> None:
+    """Check run files; exit with 2 at the first that cannot work."""
+    from dllm_sampling.cli import run
+
+    _plugins_dir(plugins_dir)
+    for file in files:
+        run.configure(file, {}, [])
+        typer.echo(f"{file}: valid")

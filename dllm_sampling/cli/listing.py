@@ -1,0 +1,125 @@
+"""The work of `strategies` and `plugins`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dllm_sampling.errors import ConfigurationError, unknown_name
+from dllm_sampling.plugins import KIND_TITLES, Registry, registry
+from dllm_sampling.policies import KINDS, POLICY_MARK
+
+_SHIPPED = "dllm-sampling"
+
+
+def strategies(name: str | None, *, as_json: bool) -> None:
+    """Print every policy, or one of that name in full."""
+    found = [entry for entry in _entries(registry()) if name in (None, entry["name"])]
+    if not found:
+        known = {entry["name"] for entry in _entries(registry())}
+        raise ConfigurationError(unknown_name("strategy", name, known))
+    if as_json:
+        print(json.dumps(found, indent=2))
+    elif name is not None:
+        for entry in found:
+            _print_one(entry)
+    else:
+        _print_table(found)
+
+
+def _entries(source: Registry) -> list[dict[str, Any]]:
+    entries = []
+    for kind in KINDS:
+        for name, cls in source.classes(kind.kind).items():
+            owner = source.owner(kind.kind, name)
+            properties = cls.model_json_schema().get("properties", {})
+            entries.append(
+                {
+                    "name": name,
+                    "kind": kind.kind,
+                    "title": KIND_TITLES[kind.kind],
+                    "owner": owner.name,
+                    "source": owner.source,
+                    "doc": inspect.getdoc(cls) or "",
+                    "parameters": {
+                        field: {
+                            "type": _type_name(properties.get(field, {})),
+                            "required": info.is_required(),
+                            "default": None if info.is_required() else info.default,
+                            "description": info.description or "",
+                        }
+                        for field, info in cls.model_fields.items()
+                    },
+                }
+            )
+    return entries
+
+
+def _type_name(schema: dict[str, Any]) -> str:
+    """A field's JSON Schema in a few words."""
+    if "enum" in schema:
+        return " | ".join(map(str, schema["enum"]))
+    if "anyOf" in schema:
+        return " | ".join(_type_name(option) for option in schema["anyOf"])
+    if POLICY_MARK in schema:
+        return KIND_TITLES[schema[POLICY_MARK]]
+    bounds = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+    limits = [f"{sign} {schema[key]:g}" for key, sign in bounds.items() if key in schema]
+    return " ".join([schema.get("type", "any"), *limits])
+
+
+def _print_table(entries: list[dict[str, Any]]) -> None:
+    # Each entry on lines of its own reads well at any width, and in a pipe.
+    kind = None
+    for entry in entries:
+        if entry["kind"] != kind:
+            print(f"{'' if kind is None else chr(10)}{entry['title']} ({entry['kind']})")
+            kind = entry["kind"]
+        parameters = ", ".join(
+            field if p["required"] else f"{field}={p['default']}" for field, p in entry["parameters"].items()
+        )
+        print(f"  {entry['name']}({parameters})  [{entry['owner']}]")
+        print(f"      {entry['doc'].splitlines()[0]}")
+
+
+def _print_one(entry: dict[str, Any]) -> None:
+    print(f"{entry['name']}: {entry['title']}, from {entry['owner']} ({entry['source']})\n")
+    print(entry["doc"])
+    if entry["parameters"]:
+        print("\nparameters")
+    for field, p in entry["parameters"].items():
+        default = "required" if p["required"] else f"default {p['default']}"
+        print(f"  {field} ({p['type']}; {default})\n      {p['description']}")
+
+
+def plugins(*, show_all: bool, as_json: bool) -> None:
+    """Print installed plugins; without `show_all`, neither those that ship nor disabled ones."""
+    found = [
+        plugin
+        for plugin in registry().plugins
+        if show_all or plugin.status == "broken" or not (_ships(plugin.source) or plugin.status == "disabled")
+    ]
+    if as_json:
+        print(json.dumps([asdict(plugin) for plugin in found], indent=2))
+        return
+    if not found:
+        print("no plugins besides those that ship (--all lists them)")
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("plugin", "source", "status", "provides"):
+        table.add_column(title, overflow="fold")
+    for plugin in found:
+        offered = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in plugin.provides.items())
+        table.add_row(plugin.name, plugin.source, plugin.status, plugin.error or offered)
+    console = Console(file=sys.stdout, highlight=False)
+    console.print(table, markup=False)
+
+
+def _ships(source: str) -> bool:
+    return source.split(" ", maxsplit=1)[0] == _SHIPPED

@@ -1,0 +1,156 @@
+"""The work of `generate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from dllm_sampling.backbones import load_model
+from dllm_sampling.config import RunConfig
+from dllm_sampling.engine import Sampler
+from dllm_sampling.errors import ConfigurationError, PromptError
+from dllm_sampling.result import GenerationResult
+
+_err = Console(stderr=True, highlight=False)
+
+
+def configure(file: Path | None, given: Mapping[str, Any], settings: Sequence[str]) -> RunConfig:
+    """A run from a file, then the named options, then `--set`."""
+    options = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    overrides = [*options, *settings]
+    return RunConfig.of(overrides=overrides) if file is None else RunConfig.read(file, overrides=overrides)
+
+
+def read_prompts(arguments: Sequence[str], file: Path | None) -> list[Any]:
+    """Prompts from the arguments, a file, or standard input: one a line, or JSON lines."""
+    if arguments and file is not None:
+        raise PromptError("give prompts as arguments or with --file, not both.")
+    if arguments:
+        return list(arguments)
+    if file is not None:
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PromptError(f"{file}: {error}") from None
+        return _json_lines(text, str(file)) if file.suffix == ".jsonl" else _lines(text)
+    if sys.stdin.isatty():
+        raise PromptError("no prompt: give it as an argument, with --file, or on standard input.")
+    return _lines(sys.stdin.read())
+
+
+def _lines(text: str) -> list[Any]:
+    found = [line for line in text.splitlines() if line.strip()]
+    if not found:
+        raise PromptError("no prompt: the input is empty.")
+    return found
+
+
+def _json_lines(text: str, name: str) -> list[Any]:
+    prompts = []
+    for number, line in enumerate(_lines(text), 1):
+        try:
+            row = json.loads(line)
+            prompts.append(next(row[key] for key in ("prompt", "question", "messages") if key in row))
+        except (ValueError, TypeError, StopIteration):
+            raise PromptError(
+                f"{name}, line {number}: not a JSON object with prompt, question or messages."
+            ) from None
+    return prompts
+
+
+def generate(config: RunConfig, prompts: list[Any], *, as_json: bool, quiet: bool) -> None:
+    """Decode and print: text on stdout, progress and counts on stderr."""
+    m = config.model
+    _check_device(m.device)
+    model = load_model(
+        m.source,
+        dtype=m.dtype,
+        device=m.device,
+        attn_implementation=m.attn_implementation,
+        revision=m.revision,
+    )
+    sampler = Sampler.from_config(model, config.sampler)
+    steps = sampler.steps(prompts, config.gen_length, seed=config.seed, chat_template=config.chat_template)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[info]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=_err, transient=True, disable=quiet or not _err.is_terminal) as progress:
+        bar = progress.add_task("decoding", total=len(prompts) * config.gen_length, info="")
+        finished = 0
+        for step in steps:
+            state = step.state
+            if state.forward_index == 0:
+                finished = int(progress.tasks[bar].completed)
+            # Host counts only: watching a run costs it no synchronisation.
+            done = sum(max(column - state.first_target, 0) for column in state.next_open)
+            progress.update(bar, completed=finished + done, info=f"forward {state.forward_index + 1}")
+    result = steps.result
+    if as_json:
+        print(json.dumps({"config": config.to_dict(), **_summary(result), "results": _rows(prompts, result)}))
+        return
+    for i, text in enumerate(result.texts):
+        if len(result.texts) > 1:
+            print(f"{'' if i == 0 else chr(10)}[{i}]")
+        print(text)
+    if not quiet:
+        _err.print(_sentence(result, config), markup=False)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        parsed = torch.device(device)
+    except RuntimeError:
+        raise ConfigurationError(
+            f"device {device!r} is none of torch's: cpu, cuda, cuda:1, mps, ..."
+        ) from None
+    if parsed.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(f"device {device!r}: this machine or this torch has no CUDA.")
+
+
+def _summary(result: GenerationResult) -> dict[str, Any]:
+    return {
+        "tokens": int(result.tokens.sum()),
+        "row_forwards": int(result.row_forwards.sum()),
+        "tokens_per_forward": result.tokens_per_forward,
+        "forwards": result.forwards,
+        "refreshes": result.refreshes,
+        "token_rows": result.token_rows,
+        "forced": result.forced,
+        "remasks": result.remasks,
+        "seconds": result.seconds,
+    }
+
+
+def _rows(prompts: list[Any], result: GenerationResult) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": prompts[i],
+            "text": result.texts[i],
+            "tokens": int(result.tokens[i]),
+            "row_forwards": int(result.row_forwards[i]),
+            "forced": int(result.row_forced[i]),
+            "forward_of_position": result.forward_of_position[i].tolist(),
+        }
+        for i in range(len(prompts))
+    ]
+
+
+def _sentence(result: GenerationResult, config: RunConfig) -> str:
+    s = config.sampler
+    return (
+        f"{s.unmasking.name} + {s.cache.name}: {int(result.tokens.sum())} tokens in "
+        f"{int(result.row_forwards.sum())} row forwards ({result.tokens_per_forward:.2f} a forward), "
+        f"{result.forwards} forwards of which {result.refreshes} refreshes, {result.token_rows} token rows, "
+        f"{result.seconds:.2f} s"
+    )
