@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dllm_sampling.prompts import Batch, Canvas
 from dllm_sampling.result import GenerationResult
-from dllm_sampling.state import DecodingState, ModelFacts
+from dllm_sampling.state import DecodingState, ModelFacts, row_index
 
 
 class Outcome:
@@ -33,9 +33,7 @@ class Outcome:
     def record(self, state: DecodingState, rows: list[int]) -> None:
         """Keep what the finished `rows` (indices into the current batch) have come to."""
         self.stop_at_eos = state.stop_at_eos
-        index = torch.tensor(rows)
-        index = index.pin_memory() if state.tokens.is_cuda else index
-        index = index.to(state.tokens.device, non_blocking=True)
+        index = row_index(rows, state.tokens.device)
         kept = {
             "tokens": state.tokens,
             "masked": state.masked,

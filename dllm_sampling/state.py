@@ -362,7 +362,7 @@ class DecodingState:
 
     def select_rows(self, keep: Sequence[int]) -> Tensor:
         """Drop all rows but `keep` (indices into the current batch); return them as a tensor."""
-        index = _index(keep, self._tokens.device)
+        index = row_index(keep, self._tokens.device)
         self.rows = [self.rows[i] for i in keep]
         self.next_open = [self.next_open[i] for i in keep]
         for name in _ROW_TENSORS:
@@ -412,7 +412,8 @@ def _most_confident(observation: Observation) -> Tensor:
     return torch.zeros_like(candidates).scatter(1, first, True) & candidates
 
 
-def _index(rows: Sequence[int], device: torch.device) -> Tensor:
+def row_index(rows: Sequence[int], device: torch.device) -> Tensor:
+    """Row numbers as a tensor on the device, without waiting for it."""
     index = torch.tensor(list(rows), dtype=torch.long)
     # Pinned, so that the copy does not wait for the device.
     return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index

@@ -81,9 +81,7 @@ def build_model(tokenizer: Tokenizer, hidden: int, layers: int) -> LlamaForCausa
     return LlamaForCausalLM(config)
 
 
-def batches(
-    tokenizer: Tokenizer, seed: int, size: int, *, easy: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(tokenizer: Tokenizer, seed: int, size: int, *, easy: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless (prompts, answers): all prompts of a batch are equally long, so nothing is padded."""
     eos = tokenizer.token_to_id(EOS)
     buckets: dict[int, list[tuple[list[int], list[int]]]] = defaultdict(list)
@@ -102,9 +100,7 @@ def batches(
                 bucket.clear()
 
 
-def corrupt(
-    answers: Tensor, mask_id: int, share: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def corrupt(answers: Tensor, mask_id: int, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Masked answers and the loss weight of each position, both [batch, answer]."""
     batch, length = answers.shape
     # One stratum a row, so that every batch sees all rates.
@@ -262,9 +258,7 @@ def main() -> None:  # noqa: PLR0915 - one straight script
 
     forward = torch.compile(model.model, dynamic=True)
     # A resumed run continues on fresh problems and masks.
-    easy, hard = (
-        batches(tokenizer, args.seed + 1 + step, args.batch, easy=easy) for easy in (True, False)
-    )
+    easy, hard = (batches(tokenizer, args.seed + 1 + step, args.batch, easy=easy) for easy in (True, False))
     generator = torch.Generator().manual_seed(args.seed + 1 + step)
     watched = problems(random.Random(99).getrandbits(32), held_out=True)
     monitor = [next(watched) for _ in range(100)]
@@ -306,7 +300,9 @@ def main() -> None:  # noqa: PLR0915 - one straight script
             export(model, tokenizer, args.output / "checkpoint")
         if step % args.evaluate_every == 0 or step == args.steps:
             scores = {
-                f"block {block}, k {k}": accuracy(model, tokenizer, easy_monitor if is_easy else monitor, block, k)
+                f"block {block}, k {k}": accuracy(
+                    model, tokenizer, easy_monitor if is_easy else monitor, block, k
+                )
                 for block, k in ((64, 1), (16, 1), (16, 8))
             }
             print(f"step {step:6d}  {scores}", flush=True)

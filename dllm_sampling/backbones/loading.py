@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,30 +67,23 @@ def _load(
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise CheckpointError("holds no .safetensors file.")
-    progress = transformers_logging.is_progress_bar_enabled()
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # what its report would warn of is an error below
     try:
-        loaded: Any = stock.from_pretrained(
-            folder,
-            config=stock_config,
-            key_mapping=renaming or None,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            output_loading_info=True,
-            local_files_only=True,
-        )
+        with _quiet():  # what transformers would warn of is an error below
+            loaded: Any = stock.from_pretrained(
+                folder,
+                config=stock_config,
+                key_mapping=renaming or None,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                output_loading_info=True,
+                local_files_only=True,
+            )
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"the weights cannot be read: {error}") from error
     except ImportError as error:
         raise ConfigurationError(f"attn_implementation={attn_implementation!r}: {error}") from error
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"the weights do not fit: {error}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if progress:
-            transformers_logging.enable_progress_bar()
     model, report = loaded
     for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if report.get(key):
@@ -96,7 +91,24 @@ def _load(
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             raise CheckpointError(f"{key.replace('_', ' ')}: {', '.join(names[:5])}{more}.")
     model = model.to(device)  # the device alone: casting would round the rotary frequencies
-    return family(family.finish(model), family.load_tokenizer(folder))
+    with _quiet():
+        tokenizer = family.load_tokenizer(folder)
+    return family(family.finish(model), tokenizer)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and advice off the terminal."""
+    progress = transformers_logging.is_progress_bar_enabled()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if progress:
+            transformers_logging.enable_progress_bar()
 
 
 def _folder(source: str | Path | None, revision: str | None) -> Path:

@@ -1,0 +1,60 @@
+"""Log confidences in float32 against float64, and the noise."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dllm_sampling import confidence, noise
+from tests.strategies_of_data import logits
+
+
+@given(logits(batch=(1, 1), width=(2, 40), vocabulary=(2, 30), scale=(0.0, 20.0)))
+def test_the_ranking_never_reverses_a_float64_difference(values):
+    best = values.argmax(-1)
+    mine = confidence.log_confidence_of_best(values, best)[0]
+    doubt = -torch.special.expm1(confidence.log_confidence_of_best(values.double(), best)[0])
+    order = mine.argsort(descending=True)
+    # What float32 cannot tell apart is a relative 1e-5 of the doubt 1 - c, not of c.
+    ordered = doubt[order]
+    assert (ordered.diff() >= -1e-5 * ordered[1:].clamp_min(1e-30)).all()
+
+
+def test_it_separates_what_float64_rounds_to_one():
+    values = torch.tensor([[[45.0, 0.0, 0.0]], [[50.0, 0.0, 0.0]]])
+    p = values.double().softmax(-1)[..., 0]
+    assert (p == 1).all()
+    mine = confidence.log_confidence_of_best(values, values.argmax(-1))
+    assert mine[1] > mine[0]
+
+
+def test_a_banned_token_that_leads_by_far_overflows_nothing():
+    values = torch.tensor([[3.0, 500.0, 1.0]])
+    mine = confidence.log_confidence_of_best(values, torch.tensor([0]))
+    assert torch.allclose(mine, torch.tensor([-497.0]))
+
+
+@given(st.integers(0, 2**62), st.integers(0, 1000))
+def test_noise_is_a_function_of_its_key(seed, step):
+    rows = torch.arange(5)
+    positions = torch.arange(7).expand(5, -1)
+    seeds = noise.row_seeds(seed, rows)
+    steps = torch.full((5, 1), step)
+    whole = noise.keys(seeds[:, None], steps, positions, "tokens")
+    part = noise.keys(seeds[3:4, None], steps[3:4], positions[3:4, 2:4], "tokens")
+    assert whole[3:4, 2:4].equal(part)
+    assert whole.unique().numel() == 35
+    assert not whole.equal(noise.keys(seeds[:, None], steps, positions, "else"))
+    drawn = noise.uniform(whole)
+    assert ((drawn > 0) & (drawn < 1)).all()
+
+
+def test_noise_is_uniform():
+    key = noise.keys(torch.arange(200)[:, None], torch.tensor([[0]]), torch.arange(500)[None], "x")
+    drawn = noise.uniform(key).flatten()
+    counts = torch.histc(drawn, 50, 0, 1)
+    # Chi-square with 49 degrees of freedom: above 110 with probability 1e-6.
+    assert ((counts - 2000) ** 2 / 2000).sum() < 110
+    gumbel = noise.gumbel(key[:10], 20)
+    assert abs(gumbel.mean().item() - 0.5772) < 0.02
