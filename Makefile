@@ -1,0 +1,52 @@
+# `make demo` and `make test` set up .venv by themselves; nothing else is needed beforehand but Python.
+PYTHON ?= python3
+BIN := .venv/bin
+# The models here are tiny: more threads than cores only get in each other's way.
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test lint types contract pytest bench clean
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt setuptools torch
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/dllm-sampling generate --gen-length 64 --unmasking confidence_threshold --cache dual \
+	  "Mia has 27 pens. Mia buys 5. Mia loses 8. Mia finds 9. How many pens?"
+	$(BIN)/python benchmarks/word_problems.py --short --limit 100
+
+test: lint types contract pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Types and the import contract are checked on the built wheel, from outside the checkout: from inside,
+# `strategies` and `caches` would be seen as folders and not as parts of the package.
+.venv/wheel/ok: .venv/ready $(shell find dllm_sampling strategies caches -name '*.py')
+	rm -rf .venv/wheel build
+	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w .venv/wheel .
+	rm -rf build
+	$(BIN)/python -m pip install -q --no-deps --target .venv/wheel/site .venv/wheel/*.whl
+	test -f .venv/wheel/site/dllm_sampling/strategies/factor.py
+	test -f .venv/wheel/site/dllm_sampling/caches/dual.py
+	touch $@
+
+types: .venv/wheel/ok
+	cd .venv/wheel && MYPYPATH=site ../bin/mypy --config-file ../../pyproject.toml -p dllm_sampling -v 2>.log \
+	  || (grep -v LOG .log; exit 1)
+	grep -q 'dllm_sampling.strategies.factor' .venv/wheel/.log  # it was among what was checked
+
+contract: .venv/wheel/ok
+	cd .venv/wheel && PYTHONPATH=site ../bin/lint-imports --config ../../pyproject.toml --no-cache
+
+pytest: .venv/ready
+	$(BIN)/python -m pytest
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/word_problems.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
