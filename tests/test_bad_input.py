@@ -95,9 +95,9 @@ def test_settings_that_cannot_work(settings, message):
 
 
 def test_unknown_settings_of_a_sampler_and_a_run():
-    with pytest.raises(ConfigurationError, match="unknown setting 'unmaskin'. Did you mean 'unmasking'"):
+    with pytest.raises(ConfigurationError, match=r"unknown setting 'unmaskin'. Did you mean 'unmasking'"):
         Sampler.from_config(tiny(), {"unmaskin": "factor"})
-    with pytest.raises(ConfigurationError, match="unknown setting in sampler 'cach'. Did you mean 'cache'"):
+    with pytest.raises(ConfigurationError, match=r"unknown setting in sampler 'cach'. Did you mean 'cache'"):
         RunConfig.of({"sampler": {"cach": "dual"}})
 
 
@@ -215,7 +215,7 @@ def test_a_config_without_a_mask_id(folder):
 
 
 def test_an_unknown_dtype_or_attention():
-    with pytest.raises(ConfigurationError, match="unknown dtype 'float23'. Did you mean 'float32'"):
+    with pytest.raises(ConfigurationError, match=r"unknown dtype 'float23'. Did you mean 'float32'"):
         load_model(DATA / "llada", dtype="float23")
-    with pytest.raises((ConfigurationError, CheckpointError), match="attn|attention"):
+    with pytest.raises((ConfigurationError, CheckpointError), match=r"attn|attention"):
         load_model(DATA / "llada", attn_implementation="no_such")

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from dllm_sampling.strategies import ConfidenceThreshold, DreamSchedule, FixedK
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from dllm_sampling import (
     Sampler,
     UnmaskingPolicy,
 )
-from dllm_sampling.strategies import ConfidenceThreshold, DreamSchedule, FixedK
 from tests.models import hashed, prompts_of, table, tiny
 
 UNMASKING = [

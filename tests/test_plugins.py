@@ -130,7 +130,7 @@ def test_plugins_are_selected_and_disabled(folder, monkeypatch):
     assert plugins.registry().names("unmasking") == []
     assert {p.status for p in plugins.registry().plugins} == {"disabled"}
     monkeypatch.setenv(plugins.SELECT, "-mien")
-    with pytest.raises(ConfigurationError, match="unknown plugin 'mien'. Did you mean 'mine'"):
+    with pytest.raises(ConfigurationError, match=r"unknown plugin 'mien'. Did you mean 'mine'"):
         plugins.registry()
 
 

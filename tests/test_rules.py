@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
+from dllm_sampling.strategies import ConfidenceThreshold, DreamSchedule, Factor, FixedK
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_sampling import ConfigurationError, ForwardPlan, Observation, Region, Sampling
-from dllm_sampling.strategies import ConfidenceThreshold, DreamSchedule, Factor, FixedK
 from dllm_sampling.testing import observe
 from tests.strategies_of_data import logits, observations
 
@@ -203,7 +203,7 @@ def test_alg_temp_draws_positions_by_their_scores_without_replacement():
 
 @pytest.mark.parametrize("policy", [FixedK, DreamSchedule])
 def test_settings_without_effect_are_refused(policy):
-    with pytest.raises(ValueError, match="not both|no effect"):
+    with pytest.raises(ValueError, match=r"not both|no effect"):
         policy.model_validate(
             {"k": 1, "steps": 2} if policy is FixedK else {"algorithm": "origin", "alg_temp": 0.3}
         )

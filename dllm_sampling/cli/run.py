@@ -17,7 +17,7 @@ from dllm_sampling.engine import Sampler
 from dllm_sampling.errors import ConfigurationError, PromptError
 from dllm_sampling.result import GenerationResult
 
-_err = Console(stderr=True, highlight=False)
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def configure(file: Path | None, given: Mapping[str, Any], settings: Sequence[str]) -> RunConfig:
