@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from dllm_sampling import DecodingState, Observation, Region, Wrapper
@@ -30,4 +31,4 @@ class FastDllmDream(Wrapper):
 
     def restrict(self, state: DecodingState, observation: Observation) -> Tensor:
         first = observation.positions == observation.positions.amin(1, keepdim=True)
-        return first if state.block_forwards == 0 else first | True
+        return first if state.block_forwards == 0 else torch.ones_like(first)
