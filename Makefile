@@ -1,7 +1,7 @@
 # `make demo` and `make test` set up .venv by themselves; nothing else is needed beforehand but Python.
 PYTHON ?= python3
 BIN := .venv/bin
-# The models here are tiny: more threads than cores only get in each other's way.
+# Quiets the tokenizers library where a test starts a process.
 export TOKENIZERS_PARALLELISM = false
 
 .PHONY: demo test lint types contract pytest bench clean

@@ -1,6 +1,6 @@
 """Accuracy and tokens per forward of cache x unmasking on the held-out word problems.
 
-    python benchmarks/word_problems.py [--limit 200] [--block-length 32] [--json]
+    python benchmarks/word_problems.py [--limit 200] [--block-length 32] [--short]
 
 Prints a table; the last line is JSON. Speeds are ratios to the first line within one run.
 """

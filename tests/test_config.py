@@ -74,6 +74,8 @@ def test_an_override_of_a_nested_policy_given_by_name():
         overrides=["wrappers=[fast_dllm_dream]"],
     )
     assert run.to_dict()["sampler"]["cache"]["policy"] == {"name": "dual"}
+    run = RunConfig.of({"sampler": {"unmasking": "factor"}}, overrides=["unmasking.factor=2"])
+    assert run.to_dict()["sampler"]["unmasking"] == {"name": "factor", "factor": 2.0}
 
 
 @pytest.mark.parametrize(

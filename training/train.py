@@ -1,6 +1,6 @@
 """Train the bundled model: a small LLaDA on word problems, from nothing, on a CPU.
 
-    python training/train.py --output RUN_FOLDER [--steps 8000]
+    python training/train.py --output RUN_FOLDER [--steps 11000]
 
 Stock transformers Llama, made bidirectional, trained as LLaDA's instruction tuning is
 (arXiv:2502.09992, algorithm 2): the prompt stays clean, the answer, padded with EOS to a fixed
@@ -218,7 +218,7 @@ def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
 def main() -> None:  # noqa: PLR0915 - one straight script
     parser = argparse.ArgumentParser(description="Train the bundled word-problem model.")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=10000)
+    parser.add_argument("--steps", type=int, default=11000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)

@@ -163,7 +163,7 @@ def strategies(
 
 @app.command()
 def plugins(
-    show_all: Annotated[bool, typer.Option("--all", help="Those that ship and are disabled, too.")] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Shipped and disabled ones, too.")] = False,
     json_output: JsonOption = False,
     plugins_dir: PluginsDir = None,
 ) -> None:
