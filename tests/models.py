@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -39,3 +42,16 @@ def prompts_of(lengths, family="llada", seed=0):
     """Random prompts, token ids, without special tokens."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(0, 180, (n,), generator=generator).tolist() for n in lengths]
+
+
+def printed_by(code, site, folder):
+    """What `code` prints in a new process in `folder`, with `site` first on the import path."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.models import printed_by
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,16 +51,7 @@ def test_the_wheel_works_from_outside_the_checkout(wheel, tmp_path):
         "    'Mia has 27 pens. Mia buys 5. Mia loses 8. How many pens?', gen_length=64)\n"
         "print(result.texts[0].split()[-1])"
     )
-    environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == "24"
+    assert printed_by(code, site, tmp_path) == "24"
 
 
 def imports(path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dllm_sampling import ConfigurationError, PluginError, PluginWarning, Sampler, plugins
-from tests.models import prompts_of, tiny
+from tests.models import printed_by, prompts_of, tiny
 
 ROOT = Path(__file__).parent.parent
 
@@ -172,13 +171,4 @@ def test_a_separate_installed_package(tmp_path):
         print(result.forward_of_position.tolist(), registry().owner("unmasking", "left_to_right").source)
         """
     )
-    environment = os.environ | {"PYTHONPATH": str(site)}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == "[[0, 1, 2, 3]] my-decoder 1.2"
+    assert printed_by(code, site, tmp_path) == "[[0, 1, 2, 3]] my-decoder 1.2"
