@@ -108,6 +108,7 @@ class Sampler:
         *,
         attention_mask: Tensor | None = None,
         seed: int = 0,
+        places: Sequence[int] | None = None,
         chat_template: bool = True,
     ) -> GenerationResult:
         """Write `gen_length` tokens behind each prompt.
@@ -115,6 +116,8 @@ class Sampler:
         prompts: strings, chats (lists of messages), lists of token ids, or a LongTensor
             `[batch, prompt]` padded on the left, with its attention_mask.
         seed: of the noise at temperature above 0 and of random policies.
+        places: the prompts' places in a larger call of which this is a part; their noise is then the
+            same as there. By default 0, 1, 2, ...
         chat_template: whether a string becomes a user message where the checkpoint has a template.
         Raises PromptError for prompts that are empty or too long.
         """
@@ -123,6 +126,7 @@ class Sampler:
             gen_length,
             attention_mask=attention_mask,
             seed=seed,
+            places=places,
             chat_template=chat_template,
         )
         return run.finish()
@@ -134,12 +138,13 @@ class Sampler:
         *,
         attention_mask: Tensor | None = None,
         seed: int = 0,
+        places: Sequence[int] | None = None,
         chat_template: bool = True,
     ) -> Run:
         """As `generate`, a step at a time: iterate, and read `result` when it ends."""
         facts = self.model.facts
         ids = prompting.encode(prompts, attention_mask, facts, chat_template)
-        canvases = prompting.with_targets(ids, gen_length, facts)
+        canvases = prompting.with_targets(ids, gen_length, facts, places)
         width = prompts.shape[1] if isinstance(prompts, Tensor) else max(len(row) for row in ids)
         return Run(self, canvases, width, seed, self.settings.stop_at_eos)
 
@@ -203,9 +208,7 @@ class Run(Iterator[Step]):
         for batch in prompting.batches(self._canvases, self._settings.batch_size, self._facts):
             outcome = Outcome(batch)
             self._outcomes.append(outcome)
-            begun = self._now()
             yield from self._decode(batch, outcome)
-            outcome.seconds = self._now() - begun
         self._done = True
 
     def _decode(self, batch: Batch, outcome: Outcome) -> Iterator[Step]:
@@ -217,26 +220,28 @@ class Run(Iterator[Step]):
         state.targets_in_block = hooks.plan_blocks(state=state)
         hooks.begin(state=state, facts=self._facts)
         region: Region | None = None
+        begun = self._now()
         while not state.finished:
             region = self._region(hooks, state, region)
             plan = _answer(hooks, "plan_forward", state=state, region=region)
-            observation, rows = self._model.forward(state, region, plan, buffer, self._settings.sampling)
+            observation, width = self._model.forward(state, region, plan, buffer, self._settings.sampling)
             for transform in policies.transforms:
                 observation = observation.with_logits(transform.transform(state, observation))
             for allowed in hooks.restrict(state=state, observation=observation):
                 observation = observation.restricted(allowed)
             step = Step(state, region, plan, observation, _decision(hooks, state, observation))
             yield step
-            outcome.count(rows, refresh=plan.is_refresh(state.length))
             done = state.commit(region, plan, observation, step.decision)
             hooks.committed(state=state, observation=observation, decision=done)
+            begun, spent = time.perf_counter(), time.perf_counter() - begun
+            outcome.count(width, state.batch, spent, refresh=plan.is_refresh(state.length))
             self._let_go(state, hooks, buffer, outcome)
         hooks.block_finished(state=state, region=region)
         hooks.end(state=state, result=merged([outcome], batch.canvases, self._prompt_width, self._facts))
 
     def _start(self, batch: Batch, policies: Policies) -> DecodingState:
         device = self._facts.device
-        places = torch.tensor([canvas.index for canvas in batch.canvases])
+        places = torch.tensor([canvas.place for canvas in batch.canvases])
         idle = [policies.unmasking.idle_steps(int(c.targets.sum())) for c in batch.canvases]
         state = DecodingState(
             tokens=batch.tokens,

@@ -21,14 +21,19 @@ class Outcome:
         self.refreshes = 0
         self.token_rows = 0
         self.seconds = 0.0
+        self.refresh_seconds = 0.0
         self.stop_at_eos = False
         self._records: list[tuple[list[int], dict[str, Tensor]]] = []
+        self._width = 0
 
-    def count(self, token_rows: int, *, refresh: bool) -> None:
-        """Add one forward."""
+    def count(self, width: int, rows: int, seconds: float, *, refresh: bool) -> None:
+        """Add one step: a forward of `width` positions in each of `rows` rows, and what it took."""
         self.forwards += 1
         self.refreshes += refresh
-        self.token_rows += token_rows
+        self.token_rows += width * rows
+        self._width += width
+        self.seconds += seconds
+        self.refresh_seconds += seconds if refresh else 0.0
 
     def record(self, state: DecodingState, rows: list[int]) -> None:
         """Keep what the finished `rows` (indices into the current batch) have come to."""
@@ -42,8 +47,10 @@ class Outcome:
             "row_forwards": state.row_steps,
             "row_forced": state.row_forced,
             "row_remasks": state.row_remasks,
+            "row_refreshes": state.row_refreshes,
         }
         taken = {name: tensor.index_select(0, index) for name, tensor in kept.items()}
+        taken["row_token_rows"] = torch.full((len(rows),), self._width)
         self._records.append(([state.rows[i] for i in rows], taken))
 
     def rows(self, facts: ModelFacts) -> dict[int, dict[str, Tensor]]:
@@ -107,10 +114,13 @@ def merged(
         row_forwards=scalars("row_forwards"),
         row_forced=scalars("row_forced"),
         row_remasks=scalars("row_remasks"),
+        row_refreshes=scalars("row_refreshes"),
+        row_token_rows=scalars("row_token_rows"),
         forwards=sum(outcome.forwards for outcome in outcomes),
         refreshes=sum(outcome.refreshes for outcome in outcomes),
         token_rows=sum(outcome.token_rows for outcome in outcomes),
         seconds=sum(outcome.seconds for outcome in outcomes),
+        refresh_seconds=sum(outcome.refresh_seconds for outcome in outcomes),
         texts=[_text(c, v, facts, whole=gen is None) for c, v in zip(order, ordered, strict=True)],
     )
 

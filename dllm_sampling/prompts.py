@@ -19,11 +19,15 @@ Prompts: TypeAlias = "str | Sequence[Prompt] | Tensor"
 
 @dataclass(frozen=True)
 class Canvas:
-    """One row before it is batched: its tokens, and which of them are targets."""
+    """One row before it is batched: its tokens, which of them are targets, and its place in the call.
+
+    index: where the row stands in what the call returns. place: what its noise depends on.
+    """
 
     index: int
     tokens: Tensor
     targets: Tensor
+    place: int
 
     @property
     def before(self) -> int:
@@ -101,8 +105,12 @@ def _checked(index: int, ids: list[int], facts: ModelFacts | None) -> list[int]:
     return ids
 
 
-def with_targets(prompts: list[list[int]], gen_length: int, facts: ModelFacts) -> list[Canvas]:
+def with_targets(
+    prompts: list[list[int]], gen_length: int, facts: ModelFacts, places: Sequence[int] | None = None
+) -> list[Canvas]:
     """Each prompt followed by `gen_length` targets."""
+    if places is not None and len(places) != len(prompts):
+        raise PromptError(f"{len(places)} places were given for {len(prompts)} prompts.")
     if gen_length < 1:
         raise PromptError(f"gen_length must be at least 1, got {gen_length}.")
     canvases = []
@@ -114,7 +122,7 @@ def with_targets(prompts: list[list[int]], gen_length: int, facts: ModelFacts) -
             )
         tokens = torch.tensor(ids + [facts.mask_token_id] * gen_length)
         targets = torch.arange(len(tokens)) >= len(ids)
-        canvases.append(Canvas(i, tokens, targets))
+        canvases.append(Canvas(i, tokens, targets, i if places is None else places[i]))
     return canvases
 
 
@@ -139,7 +147,7 @@ def to_fill(
             raise PromptError(f"canvas {i} has no target: no mask id in it, or targets are all False.")
         if len(row) > facts.max_length:
             raise PromptError(f"canvas {i} has {len(row)} tokens; the model's context is {facts.max_length}.")
-        canvases.append(Canvas(i, row, mark))
+        canvases.append(Canvas(i, row, mark, i))
     return canvases
 
 

@@ -19,8 +19,12 @@ class GenerationResult:
     tokens: LongTensor `[batch]`, targets up to and including the first end of sequence.
     row_forwards: LongTensor `[batch]`, forwards in which the row had an open target in its region.
     row_forced, row_remasks: LongTensor `[batch]`.
+    row_refreshes: LongTensor `[batch]`, those of `row_forwards` over the whole canvas.
+    row_token_rows: LongTensor `[batch]`, token rows computed for the row while it was in the batch,
+        forwards in which it was idle included: they add up to `token_rows`.
     forwards: model calls. refreshes: those over the whole canvas. token_rows: canvas rows computed.
-    seconds: time in the decoding loop, the device synchronised.
+    seconds: time of the steps, each measured to its read-back, at which the device is done.
+    refresh_seconds: the part of it in steps whose forward was a refresh.
     """
 
     sequences: Tensor
@@ -30,10 +34,13 @@ class GenerationResult:
     row_forwards: Tensor
     row_forced: Tensor
     row_remasks: Tensor
+    row_refreshes: Tensor
+    row_token_rows: Tensor
     forwards: int = 0
     refreshes: int = 0
     token_rows: int = 0
     seconds: float = 0.0
+    refresh_seconds: float = 0.0
     texts: list[str] = field(default_factory=list)
 
     @property

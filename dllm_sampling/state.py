@@ -145,6 +145,7 @@ class DecodingState:
     committed_confidence: `[batch, length]` float32, the confidence at commit, NaN elsewhere.
     row_steps: `[batch]`, the row's own clock: forwards in which it had an open target in its region.
     block_steps: `[batch]`, the same, counted from the start of the block.
+    row_forced, row_remasks, row_refreshes: `[batch]`, counted so far.
     forward_index: forwards made so far. block_forwards: those since the block started.
     forwards_since_refresh: those after the last refresh.
     targets_in_block: `[batch, blocks]`, or None where the schedule cannot know its blocks.
@@ -191,6 +192,7 @@ class DecodingState:
         self.block_steps = torch.zeros_like(self.row_steps)
         self.row_forced = torch.zeros_like(self.row_steps)
         self.row_remasks = torch.zeros_like(self.row_steps)
+        self.row_refreshes = torch.zeros_like(self.row_steps)
         self.idle_left = idle_steps
         self._ended = torch.zeros(batch, dtype=torch.bool, device=device)
         self._slots = slots
@@ -330,6 +332,8 @@ class DecodingState:
         self.forward_index += 1
         self.block_forwards += 1
         refreshed = plan.is_refresh(self.length)
+        if refreshed:
+            self.row_refreshes = self.row_refreshes + active
         self.forwards_since_refresh = 0 if refreshed else self.forwards_since_refresh + 1
 
         stuck = active & broke & ~commit.any(1)
@@ -386,7 +390,7 @@ class DecodingState:
 
 _ROW_TENSORS = (
     "_tokens", "_targets", "_masked", "_valid", "_position_ids", "_committed_at", "_confidence",
-    "seeds", "row_steps", "block_steps", "row_forced", "row_remasks", "idle_left", "_ended",
+    "seeds", "row_steps", "block_steps", "row_forced", "row_remasks", "row_refreshes", "idle_left", "_ended",
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from dllm_sampling import (
     DecodingError,
     ForwardPlan,
     Observer,
+    PromptError,
     Region,
     Sampler,
     UnmaskingPolicy,
@@ -368,6 +369,8 @@ def test_a_finished_row_leaves_the_batch_and_costs_nothing_more():
     result = sampler.generate([[2, 2], [3, 3]], gen_length=16)
     assert result.row_forwards.tolist() == [1, 4]
     assert result.token_rows == 2 * 18 + 3 * 18
+    assert result.row_token_rows.tolist() == [18, 4 * 18]
+    assert result.row_refreshes.tolist() == [1, 4]
     both_long = sampler.generate([[3, 3], [3, 3]], gen_length=16)
     assert result.token_rows < both_long.token_rows
 
@@ -415,9 +418,24 @@ def test_what_is_counted_for_dual():
     assert (result.forwards, result.refreshes) == (8, 2)
     assert result.token_rows == 2 * (2 * 26 + 6 * 8)
     assert result.row_forwards.tolist() == [8, 8]
+    assert result.row_refreshes.tolist() == [2, 2]
+    assert result.row_token_rows.tolist() == [2 * 26 + 6 * 8] * 2
+    assert 0 < result.refresh_seconds < result.seconds
     assert result.tokens_per_forward == result.tokens.sum().item() / 16
     assert result.forced == result.remasks == 0
     assert result.seconds > 0
+
+
+def test_a_part_of_a_call_decodes_as_in_the_whole_when_it_names_its_places():
+    prompts = prompts_of([5, 9, 7, 6])
+    sampler = Sampler(tiny(), unmasking="fixed_k", schedule=BLOCKS, sampling={"temperature": 1.0})
+    whole = sampler.generate(prompts, gen_length=8, seed=3)
+    part = sampler.generate([prompts[3], prompts[1]], gen_length=8, seed=3, places=[3, 1])
+    assert part.sequences[:, -8:].tolist() == [whole.sequences[i, -8:].tolist() for i in (3, 1)]
+    elsewhere = sampler.generate([prompts[3], prompts[1]], gen_length=8, seed=3)
+    assert part.sequences.tolist() != elsewhere.sequences.tolist()
+    with pytest.raises(PromptError, match="1 places were given for 2 prompts"):
+        sampler.generate(prompts[:2], gen_length=8, places=[0])
 
 
 def test_what_is_counted_for_dual_on_dream_includes_the_position_before_the_block():

@@ -77,7 +77,7 @@ class Backbone(ABC):
     def forward(
         self, state: DecodingState, region: Region, plan: ForwardPlan, buffer: KVBuffer, sampling: Sampling
     ) -> tuple[Observation, int]:
-        """Compute the planned positions; return the observation and the token rows computed."""
+        """Compute the planned positions; return the observation and how many each row computed."""
         positions, source, fresh = self._rows(state, region, plan)
         visible = state.valid if plan.visible is None else plan.visible & state.valid
         hidden = state.has_padding or plan.visible is not None
@@ -103,7 +103,7 @@ class Backbone(ABC):
             source,
         )
         observation = Observation.of(state, region, sampling, logits, fresh)
-        return observation, state.batch * width
+        return observation, width
 
     def logits(
         self,
