@@ -19,6 +19,7 @@ _PUBLIC = {
     "DecodingState": "state",
     "DllmSamplingError": "errors",
     "ForwardPlan": "state",
+    "Example": "tasks",
     "GenerationResult": "result",
     "LogitsTransform": "policies",
     "ModelFacts": "state",
@@ -37,6 +38,8 @@ _PUBLIC = {
     "SamplerSettings": "settings",
     "Sampling": "observation",
     "Step": "engine",
+    "Study": "study",
+    "StudyError": "errors",
     "Task": "tasks",
     "UnmaskingPolicy": "policies",
     "Wrapper": "policies",
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
         PluginError,
         PluginWarning,
         PromptError,
+        StudyError,
     )
     from dllm_sampling.observation import Observation, Sampling
     from dllm_sampling.plugins import registry
@@ -76,15 +80,16 @@ if TYPE_CHECKING:
     from dllm_sampling.selection import in_order, top_k
     from dllm_sampling.settings import SamplerSettings
     from dllm_sampling.state import Decision, DecodingState, ForwardPlan, ModelFacts, Region
-    from dllm_sampling.tasks import Task
+    from dllm_sampling.study import Study
+    from dllm_sampling.tasks import Example, Task
 
 __all__ = [
     "Backbone", "BlockSchedule", "CachePolicy", "CheckpointError", "ConfigurationError", "Decision",
-    "DecodingError", "DecodingState", "DllmSamplingError", "ForwardPlan", "GenerationResult",
+    "DecodingError", "DecodingState", "DllmSamplingError", "Example", "ForwardPlan", "GenerationResult",
     "LogitsTransform", "ModelFacts", "NestedBlockSchedule", "NestedCachePolicy",
     "NestedUnmaskingPolicy", "Observation", "Observer", "PluginError", "PluginWarning", "PromptError",
-    "Region", "Run", "RunConfig", "Sampler", "SamplerSettings", "Sampling", "Step", "Task",
-    "UnmaskingPolicy", "Wrapper", "in_order", "load_model", "registry", "top_k",
+    "Region", "Run", "RunConfig", "Sampler", "SamplerSettings", "Sampling", "Step", "Study",
+    "StudyError", "Task", "UnmaskingPolicy", "Wrapper", "in_order", "load_model", "registry", "top_k",
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from dllm_sampling.backbones import Backbone, load_model
 from dllm_sampling.errors import ConfigurationError, unknown_name
 from dllm_sampling.plugins import registry
 from dllm_sampling.policies import KINDS, POLICY_MARK
@@ -35,6 +36,10 @@ class ModelSettings(BaseModel):
     device: str = Field("cpu", description="A torch device, such as cpu or cuda:0.")
     attn_implementation: str = Field("sdpa", description="sdpa, eager, or another of transformers'.")
     revision: str | None = Field(None, description="Of a hub id.")
+
+    def load(self) -> Backbone:
+        """The model. Raises CheckpointError or ConfigurationError where it cannot be loaded."""
+        return load_model(**self.model_dump())
 
 
 class RunConfig(BaseModel):
@@ -93,13 +98,18 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 def _override(data: dict[str, Any], override: str) -> None:
     """Apply `path.to.key=value` in place; the value is read as YAML."""
     path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
+    if not equals or not all(path.strip().split(".")):
         raise ConfigurationError(f"an override is written key=value, got {override!r}.")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"override {override!r}: {error}") from None
+    set_setting(data, path.strip(), value)
+
+
+def set_setting(data: dict[str, Any], path: str, value: Any) -> None:
+    """Set `path.to.key` of a run given as plain data, in place; the path may leave `sampler.` out."""
+    keys = path.split(".")
     if keys[0] in SamplerSettings.model_fields:
         keys.insert(0, "sampler")
     elif keys[0] not in RunConfig.model_fields:

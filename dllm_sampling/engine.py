@@ -86,7 +86,7 @@ class Sampler:
         settings = {key: value for key, value in given.items() if value is not None}
         self.model = model
         self.settings = SamplerSettings.of(settings)
-        run_hooks.manager(self.policies())  # refuses broken policies now, not at a run
+        run_hooks.manager(run_hooks.policies_of(self.settings))  # refuses broken policies now, not at a run
 
     @classmethod
     def from_config(cls, model: Backbone, config: Mapping[str, Any] | SamplerSettings) -> Sampler:
@@ -163,11 +163,6 @@ class Sampler:
         canvases = prompting.to_fill(canvas, targets, self.model.facts)
         return Run(self, canvases, None, seed, stop_at_eos).finish()
 
-    def policies(self) -> Policies:
-        """The policies, by slot."""
-        s = self.settings
-        return Policies(s.schedule, s.cache, s.unmasking, s.transforms, s.wrappers, s.observers)
-
 
 class Run(Iterator[Step]):
     """The steps of one call, over all its batches; `result` once they are done."""
@@ -176,7 +171,7 @@ class Run(Iterator[Step]):
         self, sampler: Sampler, canvases: list[Canvas], width: int | None, seed: int, stop_at_eos: bool
     ) -> None:
         self._settings = sampler.settings
-        self._policies = sampler.policies()
+        self._policies = run_hooks.policies_of(sampler.settings)
         self._model = sampler.model
         self._facts = sampler.model.facts
         self._canvases = canvases

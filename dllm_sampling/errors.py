@@ -30,6 +30,10 @@ class DecodingError(DllmSamplingError, RuntimeError):
     """A run that cannot go on: logits that are not numbers, or a policy that leaves no way forward."""
 
 
+class StudyError(DllmSamplingError, RuntimeError):
+    """A study that cannot go on: its folder is in use, full or damaged, or something is not installed."""
+
+
 class PluginWarning(UserWarning):
     """A plugin was skipped; the message says which and why."""
 

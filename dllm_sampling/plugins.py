@@ -30,7 +30,9 @@ from pydantic import ValidationError
 
 from dllm_sampling.errors import ConfigurationError, PluginError, PluginWarning, unknown_name
 from dllm_sampling.hookspecs import HOOK_VERSION, PROJECT, DiscoverySpec, hook_names
-from dllm_sampling.policies import KINDS, Policy
+from dllm_sampling.named import Named
+from dllm_sampling.policies import KINDS
+from dllm_sampling.tasks import Task
 
 GROUP = PROJECT
 SELECT = "DLLM_SAMPLING_PLUGINS"
@@ -48,7 +50,7 @@ HOOK_KINDS = {
     "register_backbones": "backbone",
     "register_tasks": "task",
 }
-_POLICY_BASES = {kind.kind: kind for kind in KINDS}
+_BASES: dict[str, type[Named]] = {**{base.kind: base for base in KINDS}, Task.kind: Task}
 KIND_TITLES = {
     "unmasking": "unmasking policy",
     "cache": "cache policy",
@@ -60,7 +62,7 @@ KIND_TITLES = {
     "task": "task",
 }
 
-P = TypeVar("P", bound=Policy)
+N = TypeVar("N", bound=Named)
 
 
 @dataclass
@@ -124,12 +126,12 @@ class Registry:
         """The plugin that offers a name."""
         return self._owners[kind, name]
 
-    def build(self, base: type[P], value: object) -> P:
-        """A policy of a kind from an instance, a name, or a mapping with a name and parameters."""
+    def build(self, base: type[N], value: object) -> N:
+        """A policy or task of a kind from an instance, a name, or a mapping with a name and parameters."""
         title = KIND_TITLES[base.kind]
         if isinstance(value, base):
             return value
-        if isinstance(value, Policy):
+        if isinstance(value, Named):
             raise ConfigurationError(f"{type(value).__name__} is a {KIND_TITLES[value.kind]}, not a {title}.")
         if isinstance(value, str):
             value = {"name": value}
@@ -141,7 +143,7 @@ class Registry:
         name = settings.pop("name", None)
         if not isinstance(name, str):
             raise ConfigurationError(f"a {title} needs a name: got {value!r}.")
-        cls: type[P] = self.get(base.kind, name)
+        cls: type[N] = self.get(base.kind, name)
         unknown = [key for key in settings if key not in cls.model_fields]
         if unknown:
             raise ConfigurationError(
@@ -178,7 +180,7 @@ class Registry:
             info.provides.setdefault(kind, []).append(name)
 
     def _check_class(self, kind: str, hook: str, cls: object) -> None:
-        base = _POLICY_BASES.get(kind)
+        base = _BASES.get(kind)
         if not inspect.isclass(cls):
             raise PluginError(f"{hook} returned {cls!r}, which is not a class.")
         if base is not None and not issubclass(cls, base):

@@ -7,14 +7,14 @@ the hooks of `hookspecs.RunSpec` may be defined besides, each a no-op where it i
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_serializer
 from pydantic_core import CoreSchema, core_schema
 from torch import Tensor
+
+from dllm_sampling.named import Named
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,22 +23,8 @@ if TYPE_CHECKING:
     from dllm_sampling.state import Decision, DecodingState, ForwardPlan, Region
 
 
-class Policy(BaseModel, ABC):
-    """Settings with a name. Subclass one of the kinds below, not this."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
-
-    kind: ClassVar[str]
-    name: ClassVar[str]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if not inspect.isabstract(cls) and ABC not in cls.__bases__ and "name" not in vars(cls):
-            raise TypeError(f"{cls.__name__} needs a name: `name: ClassVar[str] = ...`")
-
-    @model_serializer(mode="wrap")
-    def _with_name(self, handler: Any) -> dict[str, Any]:
-        return {"name": type(self).name, **handler(self)}
+class Policy(Named, ABC):
+    """Settings that take part in a run. Subclass one of the kinds below, not this."""
 
     def children(self) -> Iterator[tuple[str, Policy]]:
         """The policies held in this one's fields, with their path."""

@@ -179,8 +179,13 @@ class Batch:
         return cls(canvases, tokens.to(device), targets.to(device), valid.to(device), starts)
 
 
+def longest_first(canvases: list[Canvas]) -> list[Canvas]:
+    """Canvases by falling length, so that what fits is known early; equal ones in their order."""
+    return sorted(canvases, key=lambda canvas: (-len(canvas.tokens), canvas.index))
+
+
 def batches(canvases: list[Canvas], size: int, facts: ModelFacts) -> Iterator[Batch]:
-    """Canvases in batches of `size`, the longest first, so that what fits is known early."""
-    ordered = sorted(canvases, key=lambda canvas: (-len(canvas.tokens), canvas.index))
+    """Canvases in batches of `size`, the longest first."""
+    ordered = longest_first(canvases)
     for start in range(0, len(ordered), size):
         yield Batch.of(ordered[start : start + size], facts)

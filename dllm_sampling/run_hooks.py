@@ -21,6 +21,7 @@ from dllm_sampling.policies import (
     UnmaskingPolicy,
     Wrapper,
 )
+from dllm_sampling.settings import SamplerSettings
 
 _WRAP = "wrap_"
 # Hooks that a policy held by another one answers itself. The rest its holder calls, or not.
@@ -64,6 +65,11 @@ class Policies(NamedTuple):
     transforms: tuple[LogitsTransform, ...]
     wrappers: tuple[Wrapper, ...]
     observers: tuple[Observer, ...]
+
+
+def policies_of(settings: SamplerSettings) -> Policies:
+    """The policies of a sampler's settings, by slot."""
+    return Policies(*(getattr(settings, slot) for slot in Policies._fields))
 
 
 def detached(policies: Policies) -> Policies:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dllm_sampling.errors import ConfigurationError, unknown_name
+from dllm_sampling.named import Named
 from dllm_sampling.observation import Sampling
 from dllm_sampling.plugins import describe
 from dllm_sampling.policies import (
@@ -17,7 +18,6 @@ from dllm_sampling.policies import (
     NestedCachePolicy,
     NestedUnmaskingPolicy,
     Observer,
-    Policy,
     Wrapper,
 )
 
@@ -79,7 +79,7 @@ def refuse_unknown(model: type[BaseModel], settings: Mapping[str, Any], path: st
             where = f" in {path}" if path else ""
             raise ConfigurationError(unknown_name(f"setting{where}", key, model.model_fields))
         inner = model.model_fields[key].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)) or issubclass(inner, Policy):
-            continue  # policies name their own parameters
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)) or issubclass(inner, Named):
+            continue  # policies and tasks name their own parameters
         if isinstance(value, Mapping):
             refuse_unknown(inner, value, f"{path}.{key}" if path else key)

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
+
+from pydantic import Field
+
+from dllm_sampling.named import Named
+
+Prompt: TypeAlias = "str | Sequence[Mapping[str, Any]]"
 
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt and what a right answer to it is."""
+    """One prompt (a string or chat messages), the right answer, and what else the checker needs."""
 
-    prompt: str
+    prompt: Prompt
     answer: str
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Task(ABC):
-    """Examples and how an answer is checked. Plugins offer subclasses."""
+class Task(Named, ABC):
+    """Examples and how an answer is checked. Plugins offer subclasses; fields are parameters."""
 
-    name: ClassVar[str]
-    gen_length: ClassVar[int]
+    kind: ClassVar[str] = "task"
+    gen_length: int = Field(256, ge=1, description="Targets behind each prompt.")
+    chat_template: bool = Field(True, description="Whether string prompts become chat messages.")
 
     @abstractmethod
     def examples(self) -> Sequence[Example]:

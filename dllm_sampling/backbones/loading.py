@@ -38,7 +38,7 @@ def load_model(
     attn_implementation: sdpa, eager, or any other that the installed transformers knows.
     Raises CheckpointError for a folder that is missing, damaged, incomplete or of no known family.
     """
-    folder = _folder(source, revision)
+    folder = checkpoint_folder(source, revision)
     config = _read_config(folder)
     families = registry().classes("backbone")
     family = next((f for f in families.values() if f.matches(config)), None)
@@ -48,7 +48,7 @@ def load_model(
             f"{', '.join(families) or 'none'}."
         )
     try:
-        return _load(family, folder, config, _dtype(dtype), torch.device(device), attn_implementation)
+        return _load(family, folder, config, _dtype(dtype), _device(device), attn_implementation)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
 
@@ -111,7 +111,8 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _folder(source: str | Path | None, revision: str | None) -> Path:
+def checkpoint_folder(source: str | Path | None = None, revision: str | None = None) -> Path:
+    """Where a checkpoint lies on this machine; a hub id is downloaded."""
     if source is None:
         return BUNDLED
     path = Path(source).expanduser()
@@ -139,6 +140,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{folder}: config.json holds no object.")
     return config
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        parsed = torch.device(device)
+    except RuntimeError:
+        raise ConfigurationError(
+            f"device {device!r} is none of torch's: cpu, cuda, cuda:1, mps, ..."
+        ) from None
+    if parsed.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(f"device {str(device)!r}: this machine or this torch has no CUDA.")
+    return parsed
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

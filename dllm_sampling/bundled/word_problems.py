@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import ClassVar
 
+from pydantic import Field
+
 from dllm_sampling.tasks import Example, Task
 
 
@@ -14,7 +16,7 @@ class WordProblems(Task):
     """500 held-out problems; an answer is right when the number behind its last #### is."""
 
     name: ClassVar[str] = "word_problems"
-    gen_length: ClassVar[int] = 64
+    gen_length: int = Field(64, ge=1, description="Targets behind each prompt.")
 
     def examples(self) -> Sequence[Example]:
         lines = (files("dllm_sampling.bundled") / "word_problems.jsonl").read_text(encoding="utf-8")

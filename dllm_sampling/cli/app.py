@@ -174,6 +174,93 @@ def plugins(
     listing.plugins(show_all=show_all, as_json=json_output)
 
 
+@app.command()
+def compare(
+    study: Annotated[
+        str, typer.Argument(help="A study as .yaml, .toml or .json, or the name of a shipped one.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The results folder; by default results/STUDY.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="List the cells and estimate what each costs; decode a few steps."),
+    ] = False,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only so many examples of each task.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="PATTERN", help="Only cells whose sampler or title matches."),
+    ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh/--resume", help="Forget finished cells first, or (default) never run them again."
+        ),
+    ] = False,
+    executor: Annotated[str, typer.Option("--executor", help="local or ray.")] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Ray: batches in flight; one a GPU or core without it."),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option("--ray-address", help="Ray: a running cluster, or auto; starts one without it."),
+    ] = None,
+    shard: Annotated[
+        str, typer.Option("--shard", metavar="I/N", help="Every N-th batch, from the I-th, for --merge.")
+    ] = "1/1",
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Put the shards of the folder together; run nothing.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    plugins_dir: PluginsDir = None,
+) -> None:
+    """Run a study and report it: samplers on tasks, against a baseline, with error bars.
+
+    Stopped at any moment, it goes on where it was when the same command is given again.
+    """
+    from dllm_sampling.cli import compare as work
+
+    _plugins_dir(plugins_dir)
+    options = work.Options(
+        study=study,
+        output=output,
+        limit=limit,
+        only=only,
+        fresh=fresh,
+        executor=executor,
+        workers=workers,
+        ray_address=ray_address,
+        shard=shard,
+        quiet=quiet,
+    )
+    if dry_run:
+        work.dry_run(options)
+    elif merge:
+        work.merge(options)
+    else:
+        raise typer.Exit(work.run(options))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A results folder of `compare`.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to; by default there.")] = None,
+) -> None:
+    """Write the report of a results folder anew, from its records alone."""
+    from dllm_sampling.cli import compare as work
+
+    work.report(folder, output)
+
+
+@app.command()
+def studies() -> None:
+    """List the studies that ship, for `compare NAME`."""
+    from dllm_sampling.cli import compare as work
+
+    work.studies()
+
+
 @config_app.command("schema")
 def config_schema(plugins_dir: PluginsDir = None) -> None:
     """Print the JSON Schema of a run, installed plugins included."""

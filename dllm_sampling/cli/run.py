@@ -11,10 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dllm_sampling.backbones import load_model
 from dllm_sampling.config import RunConfig
 from dllm_sampling.engine import Sampler
-from dllm_sampling.errors import ConfigurationError, PromptError
+from dllm_sampling.errors import PromptError
 from dllm_sampling.result import GenerationResult
 
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -66,15 +65,7 @@ def _json_lines(text: str, name: str) -> list[Any]:
 
 def generate(config: RunConfig, prompts: list[Any], *, as_json: bool, quiet: bool) -> None:
     """Decode and print: text on stdout, progress and counts on stderr."""
-    m = config.model
-    _check_device(m.device)
-    model = load_model(
-        m.source,
-        dtype=m.dtype,
-        device=m.device,
-        attn_implementation=m.attn_implementation,
-        revision=m.revision,
-    )
+    model = config.model.load()
     sampler = Sampler.from_config(model, config.sampler)
     steps = sampler.steps(prompts, config.gen_length, seed=config.seed, chat_template=config.chat_template)
     columns = (
@@ -103,19 +94,6 @@ def generate(config: RunConfig, prompts: list[Any], *, as_json: bool, quiet: boo
         print(text)
     if not quiet:
         _err.print(_sentence(result, config), markup=False)
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        parsed = torch.device(device)
-    except RuntimeError:
-        raise ConfigurationError(
-            f"device {device!r} is none of torch's: cpu, cuda, cuda:1, mps, ..."
-        ) from None
-    if parsed.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(f"device {device!r}: this machine or this torch has no CUDA.")
 
 
 def _summary(result: GenerationResult) -> dict[str, Any]:

@@ -1,0 +1,143 @@
+"""The cells of a study, what identifies them, and the batches they are run in."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dllm_sampling.config import RunConfig
+from dllm_sampling.errors import ConfigurationError, unknown_name
+from dllm_sampling.study import provenance
+from dllm_sampling.study.config import StudyConfig
+from dllm_sampling.study.records import SCHEMA_VERSION
+from dllm_sampling.tasks import Example, Task
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One sampler on one task with one model and one seed.
+
+    id: a hash of all that determines the records: the run, the examples and their checker, the
+        checkpoint's files, the code of engine, policies and task, and the versions below them. Names
+        are no part of it.
+    """
+
+    id: str
+    model: str
+    task: str
+    sampler: str
+    seed: int
+    run: RunConfig
+    checker: Task
+    examples: int
+    examples_id: str
+    source: int
+    point: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """model / task / sampler / seed."""
+        return f"{self.model} / {self.task} / {self.sampler} / seed {self.seed}"
+
+    @property
+    def batches(self) -> int:
+        """Batches it is run in."""
+        return -(-self.examples // self.run.sampler.batch_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain data, for the manifest."""
+        return {
+            "id": self.id,
+            "model": self.model,
+            "task": self.task,
+            "sampler": self.sampler,
+            "seed": self.seed,
+            "source": self.source,
+            "point": self.point,
+            "examples": self.examples,
+            "examples_id": self.examples_id,
+            "batches": self.batches,
+            "run": self.run.to_dict(),
+            "checker": self.checker.model_dump(mode="json"),
+        }
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One batch of one cell: what is computed, written and lost as a whole."""
+
+    cell: Cell
+    batch: int
+
+
+def cells_of(study: StudyConfig, examples: dict[str, Sequence[Example]]) -> list[Cell]:
+    """Every cell, in the order of the file. `examples`: those of each task by its name."""
+    ids = {name: examples_id(found) for name, found in examples.items()}
+    cells = []
+    for model in study.models:
+        checkpoint = provenance.checkpoint_hash(model.settings)
+        for task in study.tasks:
+            for sampler in study.samplers:
+                for seed in study.seeds:
+                    run = study.run(model, task, sampler, seed)
+                    found = provenance.versions()
+                    determined_by = {
+                        "schema": SCHEMA_VERSION,
+                        "run": run.to_dict(),
+                        "checkpoint": checkpoint,
+                        "checker": task.task.model_dump(mode="json"),
+                        "examples": ids[task.name],
+                        "engine": provenance.engine_code(),
+                        "code": provenance.code_of([*provenance.policies_of(run), task.task]),
+                        "versions": {name: found[name] for name in ("torch", "transformers", "tokenizers")},
+                    }
+                    cells.append(
+                        Cell(
+                            id=provenance.digest(determined_by)[:16],
+                            model=model.name,
+                            task=task.name,
+                            sampler=sampler.name,
+                            seed=seed,
+                            run=run,
+                            checker=task.task,
+                            examples=len(examples[task.name]),
+                            examples_id=ids[task.name],
+                            source=sampler.source,
+                            point=sampler.point,
+                        )
+                    )
+    return cells
+
+
+def examples_id(examples: Sequence[Example]) -> str:
+    """A hash of the examples."""
+    return provenance.digest([[e.prompt, e.answer, dict(e.data)] for e in examples])[:16]
+
+
+def matching(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
+    """The cells whose title or sampler matches a shell pattern, or holds it as a part."""
+    if pattern is None:
+        return list(cells)
+    wanted = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
+    found = [c for c in cells if any(fnmatch.fnmatchcase(name, wanted) for name in (c.title, c.sampler))]
+    if not found:
+        raise ConfigurationError("--only: " + unknown_name("sampler", pattern, {c.sampler for c in cells}))
+    return found
+
+
+def units_of(cells: Sequence[Cell], shard: tuple[int, int] = (1, 1)) -> Iterator[Unit]:
+    """The batches of the cells, interleaved: cells that share model, task and seed take turns.
+
+    So a machine that slows down, or another job on it, hits all samplers alike, and a shard (i of n,
+    from 1) holds the same prompts of every sampler.
+    """
+    index, count = shard
+    groups: dict[tuple[str, str, int], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.model, cell.task, cell.seed), []).append(cell)
+    for group in groups.values():
+        for batch in range(max(cell.batches for cell in group)):
+            if batch % count == index - 1:
+                yield from (Unit(cell, batch) for cell in group if batch < cell.batches)

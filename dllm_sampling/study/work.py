@@ -1,0 +1,199 @@
+"""Runs one batch of one cell and makes its records."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dllm_sampling import prompts
+from dllm_sampling.backbones.base import Backbone
+from dllm_sampling.config import ModelSettings
+from dllm_sampling.engine import Sampler
+from dllm_sampling.result import GenerationResult
+from dllm_sampling.study.cells import Cell, Unit
+from dllm_sampling.tasks import Example, Task
+
+# Steps of a first, discarded run of every sampler: the first forwards of a shape choose kernels.
+WARM_UP_STEPS = 3
+# What a probe spends on a cell.
+_PROBE_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a few steps of a cell took: seconds and tokens committed, over all rows."""
+
+    seconds: float
+    committed: int
+
+    def seconds_for(self, cell: Cell) -> float:
+        """What the whole cell would take at that pace, every target written."""
+        return self.seconds / max(self.committed, 1) * cell.examples * cell.run.gen_length
+
+
+class CellFailure(Exception):
+    """A cell that cannot be run; the others go on. `trace` is for the log."""
+
+    def __init__(self, message: str, trace: str) -> None:
+        super().__init__(message, trace)
+        self.message = message
+        self.trace = trace
+
+    @classmethod
+    def of(cls, cell: Cell, error: Exception) -> CellFailure:
+        """A failure from what went wrong in the cell."""
+        message = f"{type(error).__name__}: {error}"
+        if isinstance(error, torch.OutOfMemoryError):
+            message += f" Lower batch_size (now {cell.run.sampler.batch_size}) or gen_length."
+        return cls(message, "".join(traceback.format_exception(error)))
+
+
+class Worker:
+    """Holds the model of the cell at hand; decodes, checks and measures.
+
+    examples: those of each task by `Cell.examples_id`. Only one model is held at a time.
+    """
+
+    def __init__(self, examples: dict[str, Sequence[Example]]) -> None:
+        self._examples = examples
+        self._model: tuple[ModelSettings, Backbone] | None = None
+        self._plans: dict[tuple[ModelSettings, str, bool, int], list[int]] = {}
+        self._warm: set[str] = set()
+
+    def records(self, unit: Unit) -> list[dict[str, Any]]:
+        """The records of one batch: see `records.SCHEMA`.
+
+        Raises CellFailure where this cell cannot be run, and other errors where no cell could.
+        """
+        cell = unit.cell
+        model = self._loaded(cell.run.model)
+        places = self._places(unit)
+        try:
+            return self._records(unit, model, places)
+        except Exception as error:
+            raise CellFailure.of(cell, error) from error
+
+    def _records(self, unit: Unit, model: Backbone, places: list[int]) -> list[dict[str, Any]]:
+        cell = unit.cell
+        sampler = Sampler.from_config(model, cell.run.sampler)
+        examples = [self._examples[cell.examples_id][place] for place in places]
+        if cell.id not in self._warm:
+            self._steps(sampler, cell, places, WARM_UP_STEPS)
+            self._warm.add(cell.id)
+        memory = _PeakMemory(model.facts.device)
+        result = sampler.generate(
+            [example.prompt for example in examples],
+            gen_length=cell.run.gen_length,
+            seed=cell.run.seed,
+            places=places,
+            chat_template=cell.run.chat_template,
+        )
+        peak = memory.read()
+        return [
+            _record(unit, place, result, row, cell.checker, example, peak)
+            for row, (place, example) in enumerate(zip(places, examples, strict=True))
+        ]
+
+    def probe(self, cell: Cell) -> Probe:
+        """Time a few steps of the cell's middle batch."""
+        sampler = Sampler.from_config(self._loaded(cell.run.model), cell.run.sampler)
+        places = self._places(Unit(cell, cell.batches // 2))
+        self._steps(sampler, cell, places, WARM_UP_STEPS)
+        return self._steps(sampler, cell, places, _PROBE_STEPS)
+
+    def _steps(self, sampler: Sampler, cell: Cell, places: list[int], steps: int) -> Probe:
+        """Take some steps and let the rest be."""
+        run = sampler.steps(
+            [self._examples[cell.examples_id][place].prompt for place in places],
+            cell.run.gen_length,
+            seed=cell.run.seed,
+            places=places,
+            chat_template=cell.run.chat_template,
+        )
+        begun, committed = time.perf_counter(), 0
+        for step in itertools.islice(run, steps):
+            committed += int((step.decision.commit & step.observation.eligible).sum())
+        return Probe(time.perf_counter() - begun, committed)
+
+    def _places(self, unit: Unit) -> list[int]:
+        """The batch's prompts: a task's prompts by falling length, split into batches."""
+        cell, size = unit.cell, unit.cell.run.sampler.batch_size
+        key = (cell.run.model, cell.examples_id, cell.run.chat_template, cell.run.gen_length)
+        if key not in self._plans:
+            facts = self._loaded(cell.run.model).facts
+            examples = [e.prompt for e in self._examples[cell.examples_id]]
+            ids = prompts.encode(examples, None, facts, cell.run.chat_template)
+            # All are checked against the model's context before the first is decoded.
+            canvases = prompts.with_targets(ids, cell.run.gen_length, facts)
+            self._plans[key] = [canvas.index for canvas in prompts.longest_first(canvases)]
+        start = unit.batch * size
+        return self._plans[key][start : start + size]
+
+    def _loaded(self, settings: ModelSettings) -> Backbone:
+        if self._model is None or self._model[0] != settings:
+            self._model = None  # lets go of the old weights before the new ones are read
+            self._model = (settings, settings.load())
+            self._warm.clear()
+        return self._model[1]
+
+
+def _record(
+    unit: Unit, place: int, result: GenerationResult, row: int, task: Task, example: Example, peak: int
+) -> dict[str, Any]:
+    tokens = int(result.tokens[row])
+    gen_length = unit.cell.run.gen_length
+    share = float(result.row_forwards[row]) / max(float(result.row_forwards.sum()), 1.0)
+    text = result.texts[row]
+    return {
+        "cell": unit.cell.id,
+        "prompt": place,
+        "batch": unit.batch,
+        "text": text,
+        "token_ids": result.sequences[row, -gen_length:][:tokens].tolist(),
+        "forward_of_position": result.forward_of_position[row, :tokens].tolist(),
+        "tokens": tokens,
+        "correct": bool(task.is_correct(text, example)),
+        "row_forwards": int(result.row_forwards[row]),
+        "refreshes": int(result.row_refreshes[row]),
+        "token_rows": int(result.row_token_rows[row]),
+        "forced": int(result.row_forced[row]),
+        "remasks": int(result.row_remasks[row]),
+        "seconds": result.seconds * share,
+        "refresh_seconds": result.refresh_seconds * share,
+        "peak_memory": peak,
+    }
+
+
+class _PeakMemory:
+    """The most memory in use between its creation and `read`, in bytes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            with suppress(OSError):  # elsewhere the peak is that of the process so far
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
+
+    def read(self) -> int:
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device))
+        try:
+            status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+            found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        except OSError:
+            found = None
+        if found:
+            return int(found[1]) * 1024
+        import resource
+
+        return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
