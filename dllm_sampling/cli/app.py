@@ -261,6 +261,19 @@ def studies() -> None:
     work.studies()
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def harness(context: typer.Context) -> None:
+    """Run lm-evaluation-harness with a sampler as its model; what follows is the harness's command line.
+
+    dllm-sampling harness run --tasks gsm8k --model_args config=run.yaml,cache=dual
+    """
+    from dllm_sampling.harness import main as run_harness
+
+    run_harness(context.args)
+
+
 @config_app.command("schema")
 def config_schema(plugins_dir: PluginsDir = None) -> None:
     """Print the JSON Schema of a run, installed plugins included."""

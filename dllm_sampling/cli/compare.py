@@ -162,7 +162,7 @@ def _table(rows: list[Row]) -> Table:
 def _wide(table: Table) -> None:
     """Print a table whole: a narrow terminal wraps its lines, nothing is cut."""
     width = Measurement.get(_out, _out.options.update(width=1000), table).maximum
-    _out.print(table, width=max(width, 1), crop=False)
+    Console(highlight=False, width=max(width, 1)).print(table)
 
 
 def _shard(text: str) -> tuple[int, int]:

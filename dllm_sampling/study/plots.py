@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -83,9 +82,21 @@ def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, list[A
     return figure, axes
 
 
-def _styles() -> Iterator[dict[str, Any]]:
-    for marker, colour in zip(itertools.cycle(_MARKERS), itertools.cycle(_COLOURS), strict=False):
-        yield {"marker": marker, "color": colour}
+def _styles(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """A colour for each entry of the study, a marker for each of its curves."""
+    curves_of: dict[int, int] = {}
+    found = []
+    for curve in curves:
+        source = curve.rows[0].source
+        place = curves_of[source] = curves_of.get(source, -1) + 1
+        found.append(
+            {
+                "color": _COLOURS[source % len(_COLOURS)],
+                "marker": _MARKERS[place % len(_MARKERS)],
+                "alpha": 0.8,
+            }
+        )
+    return found
 
 
 def _bars(rows: Sequence[Row], name: str, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +114,7 @@ def _legend(axis: Axes, entries: int) -> None:
 
 def _pareto(rows: Sequence[Row], curves: Sequence[Curve]) -> Figure:
     figure, (axis,) = _axes(9, 5)
-    for curve, style in zip(curves, _styles(), strict=False):
+    for curve, style in zip(curves, _styles(curves), strict=True):
         x, x_reach = _bars(curve.rows, "tokens_per_forward")
         y, y_reach = _bars(curve.rows, "accuracy", 100)
         line = "-" if curve.parameter else "none"
@@ -121,7 +132,7 @@ def _pareto(rows: Sequence[Row], curves: Sequence[Curve]) -> Figure:
 
 def _sweep(curves: Sequence[Curve], parameter: str) -> Figure:
     figure, axes = _axes(11, 4, columns=2)
-    for curve, style in zip(curves, _styles(), strict=False):
+    for curve, style in zip(curves, _styles(curves), strict=True):
         values = [row.point[parameter] for row in curve.rows]
         for axis, name, scale in zip(axes, ("accuracy", "tokens_per_forward"), (100, 1), strict=True):
             y, reach = _bars(curve.rows, name, scale)
