@@ -31,9 +31,7 @@ _err = Console(stderr=True, highlight=False, soft_wrap=True)
 def main() -> NoReturn:
     """Run the command line: exit code 2 for user errors, no tracebacks for them."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as ended:  # pragma: no cover - typer returns instead in this mode
-        sys.exit(ended.exit_code)
+        code = app(standalone_mode=False)  # in this mode typer returns the code of an Exit
     except DllmSamplingError as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -49,7 +47,7 @@ def main() -> NoReturn:
             raise
         show()
         sys.exit(getattr(error, "exit_code", 2))
-    sys.exit(0)
+    sys.exit(code or 0)
 
 
 def _fail(message: str) -> NoReturn:

@@ -1,12 +1,13 @@
 """The folder of a study's results: what is finished, and nothing that is half written.
 
-manifest.json            the study, its cells, and every machine that worked on it
-cells/ID/00003.parquet   a finished batch of a cell that is not finished
-cells/ID.parquet         a finished cell
-examples/ID.parquet      prompts and answers of a task
-shards/1-of-4/           a shard's own folder, laid out like this one
-log.txt                  what was done, a line each
-report.html, ...         written by `report`
+    manifest.json            the study, its cells, and every machine that worked on it
+    cells/ID/00003.parquet   a finished batch of a cell that is not finished
+    cells/ID.parquet         a finished cell
+    examples/ID.parquet      prompts and answers of a task
+    shards/1-of-4/           a shard's own folder, laid out like this one
+    damaged/                 record files that could not be read, set aside
+    log.txt                  what was done, a line each
+    report.html, ...         written by `report`
 """
 
 from __future__ import annotations
@@ -143,9 +144,10 @@ class ResultsFolder:
             if path == self._whole(cell.id) and counted != list(range(cell.examples)):
                 raise StudyError(f"{path} does not hold the {cell.examples} prompts of its cell.")
         except StudyError as error:
-            aside = path.with_suffix(".damaged")
+            aside = self.path / "damaged" / f"{cell.id}-{path.name}"
+            aside.parent.mkdir(exist_ok=True)
             path.replace(aside)
-            logger.error("%s Set aside as %s; its prompts run again.", error, aside.name)
+            logger.error("%s Set aside as %s; its prompts run again.", error, aside)
             return None
         return table
 

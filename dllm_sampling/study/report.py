@@ -246,6 +246,7 @@ def _curves(results: Results) -> list[dict[str, Any]]:
             "curve": curve.title,
             "parameter": curve.parameter,
             "points": len(curve.rows),
+            "samplers": "; ".join(row.sampler for row in curve.rows),
             "y_max": results.y_max(curve.model, curve.task),
             "aup": curve.aup.value,
             "aup_low": curve.aup.low,

@@ -134,7 +134,6 @@ class Study:
             "%s: %d cells, %d of them finished before; %d batches to run",
             self.config.name, len(missing), progress.cells_done, len(units),
         )  # fmt: skip
-        watch(progress)
 
         def wanted() -> Iterator[Unit]:
             for unit in units:
@@ -144,6 +143,7 @@ class Study:
 
         begun = time.perf_counter()
         try:
+            watch(progress)
             for finished in executor.run(wanted(), self._by_id()):
                 self._take(folder, finished, missing, progress)
                 watch(progress)
