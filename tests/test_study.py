@@ -706,6 +706,23 @@ def test_shipped_studies_are_listed_and_valid():
         assert StudyConfig.read(path).samplers
 
 
+def test_the_published_studies_samplers_decode_to_the_end():
+    from dllm_sampling.study.config import shipped
+    from tests.models import prompts_of, tiny
+
+    for name, path in shipped().items():
+        if name == "word_problems":
+            continue
+        study = StudyConfig.read(path)
+        assert study.published
+        model = tiny("dream" if "Dream" in study.models[0].name else "llada")
+        for sampler in study.samplers:
+            result = Sampler.from_config(model, sampler.settings).generate(prompts_of([7]), gen_length=64)
+            assert (result.forward_of_position >= 0).all(), (name, sampler.name)
+            if sampler.name == study.baseline:
+                assert result.row_forwards.tolist() == [64]
+
+
 def test_a_study_in_python_takes_instances(tmp_path):
     samplers = [{"name": "a", "unmasking": ConfidenceThreshold(threshold=0.8), "cache": "dual"}]
     results = Study.of({**SMALL, "baseline": "a", "samplers": samplers}, limit=2).run(tmp_path)

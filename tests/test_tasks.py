@@ -218,6 +218,18 @@ def test_a_harness_task_has_its_prompts_and_scores(harness):
     assert harness_task(harness, filter="any").is_correct(PROBLEMS[0]["result"], examples[0])
 
 
+def test_a_groups_tasks_follow_one_another(harness):
+    (harness / "more.yaml").write_text(
+        (harness / "words.yaml").read_text().replace("local_words", "local_again").replace("#### (", "=(")
+    )
+    (harness / "group.yaml").write_text("group: local_group\ntask: [local_words, local_again]\n")
+    task = harness_task(harness, task="local_group")
+    examples = task.examples()
+    assert [e.data["part"] for e in examples] == ["local_again"] * 6 + ["local_words"] * 6
+    assert task.is_correct(PROBLEMS[0]["answer"], examples[6])
+    assert not task.is_correct(f"#### {PROBLEMS[0]['result']}", examples[0])
+
+
 def test_few_shot_prompts_are_the_same_every_time(harness):
     task = harness_task(harness, num_fewshot=2)
     first, second = task.examples(), task.examples()

@@ -1,13 +1,13 @@
 """The folder of a study's results: what is finished, and nothing that is half written.
 
-    manifest.json            the study, its cells, and every machine that worked on it
-    cells/ID/00003.parquet   a finished batch of a cell that is not finished
-    cells/ID.parquet         a finished cell
-    examples/ID.parquet      prompts and answers of a task
-    shards/1-of-4/           a shard's own folder, laid out like this one
-    damaged/                 record files that could not be read, set aside
-    log.txt                  what was done, a line each
-    report.html, ...         written by `report`
+manifest.json            the study, its cells, and every machine that worked on it
+cells/ID/00003.parquet   a finished batch of a cell that is not finished
+cells/ID.parquet         a finished cell
+examples/ID.parquet      prompts and answers of a task
+shards/1-of-4/           a shard's own folder, laid out like this one
+damaged/                 record files that could not be read, set aside
+log.txt                  what was done, a line each
+report.html, ...         written by `report`
 """
 
 from __future__ import annotations

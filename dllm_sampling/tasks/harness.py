@@ -16,11 +16,12 @@ from dllm_sampling.tasks.base import Example, Task
 class HarnessTask(Task):
     """Prompts, few-shot examples, stop strings, filters and metric of a `generate_until` task.
 
-    Prompts and scores are the harness's own, so a number here is its number.
+    Prompts and scores are the harness's own, so a number here is its number. A group's tasks follow one
+    another; every answer counts alike.
     """
 
     name: ClassVar[str] = "harness"
-    task: str = Field(description="The task's name in the harness.")
+    task: str = Field(description="The name of a task, group or tag of the harness.")
     num_fewshot: int | None = Field(
         None, ge=0, description="Examples in the prompt; the task's own without it."
     )
@@ -31,28 +32,26 @@ class HarnessTask(Task):
     unsafe_code: bool = Field(False, description="Allow tasks that run the code a model wrote.")
 
     def examples(self) -> Sequence[Example]:
-        task = _loaded(self)
-        task.set_fewshot_seed(seed=self.fewshot_seed)  # every call draws the same few-shot examples
-        task.build_all_requests()
         found = []
-        for instance in task.instances:
-            prompt, settings = instance.args
-            target = task.doc_to_target(instance.doc)
-            stops = settings.get("until") or []
-            found.append(
-                Example(
-                    prompt,
-                    target if isinstance(target, str) else str(target),
-                    {"doc_id": instance.doc_id, "until": [stops] if isinstance(stops, str) else list(stops)},
-                )
-            )
+        for name, task in _loaded(self).items():
+            task.set_fewshot_seed(seed=self.fewshot_seed)  # every call draws the same few-shot examples
+            task.build_all_requests()
+            for instance in task.instances:
+                prompt, settings = instance.args
+                stops = settings.get("until") or []
+                data = {
+                    "part": name,
+                    "doc_id": instance.doc_id,
+                    "until": [stops] if isinstance(stops, str) else list(stops),
+                }
+                found.append(Example(prompt, str(task.doc_to_target(instance.doc)), data))
         return found
 
     def is_correct(self, text: str, example: Example) -> bool:
         from lm_eval.api.instance import Instance
 
-        task = _loaded(self)
-        doc_id = example.data["doc_id"]
+        part, doc_id = example.data["part"], example.data["doc_id"]
+        task = _loaded(self)[part]
         doc = task.eval_docs[doc_id]
         # As a model of the harness does: nothing behind the first stop string counts.
         for stop in example.data["until"]:
@@ -62,7 +61,7 @@ class HarnessTask(Task):
             doc=doc,
             arguments=(example.prompt, {}),
             idx=0,
-            metadata=(self.task, doc_id, 1),
+            metadata=(part, doc_id, 1),
             resps=[text],
         )
         for ensemble in task._filters:
@@ -77,14 +76,15 @@ class HarnessTask(Task):
         score = scores[metric]
         if score not in (0, 1):
             raise ConfigurationError(
-                f"task {self.task!r}: metric {metric!r} is {score!r}; a study needs one that is 0 or 1, of "
+                f"task {part!r}: metric {metric!r} is {score!r}; a study needs one that is 0 or 1, of "
                 f"{', '.join(sorted(scores))}."
             )
         return bool(score)
 
 
 @functools.lru_cache(maxsize=16)
-def _loaded(settings: HarnessTask) -> Any:
+def _loaded(settings: HarnessTask) -> dict[str, Any]:
+    """The tasks by name, in the order of their names."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError:
@@ -93,26 +93,22 @@ def _loaded(settings: HarnessTask) -> Any:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # what the harness's code metrics ask for
     manager = TaskManager(include_path=settings.include_path)
     if settings.task not in manager.all_tasks:
-        raise ConfigurationError(unknown_name("task of the harness", settings.task, manager.all_subtasks))
+        raise ConfigurationError(unknown_name("task of the harness", settings.task, manager.all_tasks))
     try:
         found = manager.load([settings.task])["tasks"]
     except Exception as error:
         raise ConfigurationError(
             f"the harness could not load {settings.task!r}: {type(error).__name__}: {error}"
         ) from error
-    if len(found) != 1:
-        raise ConfigurationError(
-            f"{settings.task!r} is a group of the harness; name one of its tasks: {', '.join(sorted(found))}."
-        )
-    task = next(iter(found.values()))
-    if task.OUTPUT_TYPE != "generate_until":
-        raise ConfigurationError(
-            f"{settings.task!r} is a {task.OUTPUT_TYPE} task; a sampler can only run generate_until tasks."
-        )
-    if getattr(task.config, "unsafe_code", False) and not settings.unsafe_code:
-        raise ConfigurationError(
-            f"{settings.task!r} runs code that the model wrote: set unsafe_code: true, where that is safe."
-        )
-    if settings.num_fewshot is not None:
-        task.set_config(key="num_fewshot", value=settings.num_fewshot)
-    return task
+    for name, task in found.items():
+        if task.OUTPUT_TYPE != "generate_until":
+            raise ConfigurationError(
+                f"{name!r} is a {task.OUTPUT_TYPE} task; a sampler can only run generate_until tasks."
+            )
+        if getattr(task.config, "unsafe_code", False) and not settings.unsafe_code:
+            raise ConfigurationError(
+                f"{name!r} runs code that the model wrote: set unsafe_code: true, where that is safe."
+            )
+        if settings.num_fewshot is not None:
+            task.set_config(key="num_fewshot", value=settings.num_fewshot)
+    return dict(sorted(found.items()))
