@@ -1,10 +1,12 @@
 # `make demo` and `make test` set up .venv by themselves; nothing else is needed beforehand but Python.
 PYTHON ?= python3
 BIN := .venv/bin
+# Held-out problems that `make demo` decodes with each sampler.
+PROBLEMS ?= 200
 # Quiets the tokenizers library where a test starts a process.
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test lint types contract pytest bench clean
+.PHONY: demo test lint types contract pytest clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -15,7 +17,7 @@ export TOKENIZERS_PARALLELISM = false
 demo: .venv/ready
 	$(BIN)/dllm-sampling generate --gen-length 64 --unmasking confidence_threshold --cache dual \
 	  "Mia has 27 pens. Mia buys 5. Mia loses 8. Mia finds 9. How many pens?"
-	$(BIN)/python benchmarks/word_problems.py --short --limit 100
+	$(BIN)/dllm-sampling compare word_problems --limit $(PROBLEMS) --output results/demo
 
 test: lint types contract pytest
 
@@ -44,9 +46,6 @@ contract: .venv/wheel/ok
 
 pytest: .venv/ready
 	$(BIN)/python -m pytest
-
-bench: .venv/ready
-	$(BIN)/python benchmarks/word_problems.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

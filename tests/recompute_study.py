@@ -3,7 +3,8 @@
     python tests/recompute_study.py RESULTS_FOLDER
 
 Prints what differs from results.csv and curves.csv; exit code 1 where anything does. Point values must
-agree to rounding; intervals, which come from other random resamples, to a tenth of their width.
+agree to rounding; intervals, which come from other and fewer random resamples, to a quarter of their
+width.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ def differences(folder):
                 width = bounds[1] - bounds[0]
                 # A share of few prompts moves in steps; two resamplings may end a step apart.
                 step = 1.01 / groups[key[:2]][key[2]].prompts if name in SHARES else 0.0
-                if abs(float(given[key][f"{name}_{end}"]) - bound) > 0.15 * width + step:
+                if abs(float(given[key][f"{name}_{end}"]) - bound) > 0.25 * width + step:
                     yield f"{key} {name}_{end}: {given[key][f'{name}_{end}']}, recomputed {bound}"
     with (folder / "curves.csv").open() as file:
         curves = list(csv.DictReader(file))

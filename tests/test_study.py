@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -728,6 +729,16 @@ def test_a_study_in_python_takes_instances(tmp_path):
     results = Study.of({**SMALL, "baseline": "a", "samplers": samplers}, limit=2).run(tmp_path)
     assert results.rows[0].run["sampler"]["unmasking"]["threshold"] == 0.8
     assert json.loads((tmp_path / "manifest.json").read_text())["cells"][0]["sampler"] == "a"
+
+
+def test_the_python_in_the_docs_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parent.parent / "docs" / "studies.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "docs/studies.md", "exec"), {})
+    assert len(Results(tmp_path / "results" / "two-thresholds").rows) == 2
 
 
 def test_an_entry_is_frozen():

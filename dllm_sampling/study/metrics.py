@@ -76,6 +76,7 @@ METRICS = (
         "edit_distance",
         "edit distance",
         "Levenshtein distance to the baseline's text over the longer text's length, mean.",
+        digits=3,
     ),
 )
 
