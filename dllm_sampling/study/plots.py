@@ -133,7 +133,10 @@ def _pareto(rows: Sequence[Row], curves: Sequence[Curve]) -> Figure:
 def _sweep(curves: Sequence[Curve], parameter: str) -> Figure:
     figure, axes = _axes(11, 4, columns=2)
     for place, curve in enumerate(curves):
-        style = {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}
+        style: dict[str, Any] = {
+            "color": _COLOURS[place % len(_COLOURS)],
+            "marker": _MARKERS[place % len(_MARKERS)],
+        }
         values = [row.point[parameter] for row in curve.rows]
         for axis, name, scale in zip(axes, ("accuracy", "tokens_per_forward"), (100, 1), strict=True):
             y, reach = _bars(curve.rows, name, scale)
