@@ -13,7 +13,7 @@ from torch import Tensor
 from dllm_sampling import noise, run_hooks
 from dllm_sampling import prompts as prompting
 from dllm_sampling.backbones.base import Backbone
-from dllm_sampling.errors import PluginError
+from dllm_sampling.errors import DecodingError, PluginError
 from dllm_sampling.kv_buffer import KVBuffer
 from dllm_sampling.observation import Observation, Sampling
 from dllm_sampling.outcome import Outcome, merged
@@ -203,7 +203,15 @@ class Run(Iterator[Step]):
         for batch in prompting.batches(self._canvases, self._settings.batch_size, self._facts):
             outcome = Outcome(batch)
             self._outcomes.append(outcome)
-            yield from self._decode(batch, outcome)
+            try:
+                yield from self._decode(batch, outcome)
+            except torch.OutOfMemoryError as error:
+                rows, length = batch.tokens.shape
+                raise DecodingError(
+                    f"out of memory with {rows} rows of {length} positions: lower batch_size (now "
+                    f"{self._settings.batch_size}) or gen_length, load the weights in bfloat16, or take a "
+                    f"larger device. {error}"
+                ) from error
         self._done = True
 
     def _decode(self, batch: Batch, outcome: Outcome) -> Iterator[Step]:

@@ -410,6 +410,16 @@ def test_a_decision_may_end_a_row():
 # 6. Counted ---------------------------------------------------------------------------------------
 
 
+def test_running_out_of_memory_says_what_to_change():
+    def predict(tokens, position_ids):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    from dllm_sampling.testing import ChosenModel
+
+    with pytest.raises(DecodingError, match=r"3 rows of 12 positions: lower batch_size \(now 3\)"):
+        Sampler(ChosenModel(predict, 6), batch_size=3).generate([[1] * 4] * 5, gen_length=8)
+
+
 def test_what_is_counted_for_dual():
     sampler = Sampler(
         tiny(), unmasking={"name": "fixed_k", "k": 2}, cache="dual", schedule=BLOCKS, stop_at_eos=False

@@ -129,6 +129,18 @@ def test_a_broken_file_is_named_with_the_place(tmp_path, name, content, prompt, 
         task.examples()
 
 
+def test_tasks_are_listed_with_their_parameters():
+    code, out, err = finished("tasks")
+    assert code == 0, err
+    assert "file(gen_length=256, chat_template=True, path, prompt" in out
+    assert "word_problems(gen_length=64" in out
+    code, out, err = finished("tasks", "harness")
+    assert "num_fewshot" in out
+    code, out, err = finished("tasks", "harnes")
+    assert code == 2
+    assert "unknown task 'harnes'. Did you mean 'harness'" in err
+
+
 def test_a_task_of_a_plugin_with_parameters_runs_in_a_study(tmp_path):
     (tmp_path / "parity.py").write_text(
         "from dllm_sampling import Example, Task\n"

@@ -160,6 +160,19 @@ def strategies(
 
 
 @app.command()
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="Show one, with its parameters.")] = None,
+    json_output: JsonOption = False,
+    plugins_dir: PluginsDir = None,
+) -> None:
+    """List every task a study can run: parameters, defaults, owner."""
+    from dllm_sampling.cli import listing
+
+    _plugins_dir(plugins_dir)
+    listing.tasks(name, as_json=json_output)
+
+
+@app.command()
 def plugins(
     show_all: Annotated[bool, typer.Option("--all", help="Shipped and disabled ones, too.")] = False,
     json_output: JsonOption = False,

@@ -203,11 +203,14 @@ def _shown(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
     )
     try:
         with Bar(*columns, console=_err, transient=True, disable=quiet or not _err.is_terminal) as bar:
-            task = bar.add_task("loading", total=None)
+            task = bar.add_task("starting", total=None)
 
             def watch(progress: Progress) -> None:
                 bar.update(
-                    task, total=progress.batches, completed=progress.batches_done, description=progress.doing
+                    task,
+                    total=progress.batches,
+                    completed=progress.batches_done,
+                    description=progress.doing or "starting",
                 )
 
             yield watch

@@ -1,10 +1,11 @@
-"""The work of `strategies` and `plugins`."""
+"""The work of `strategies`, `tasks` and `plugins`."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,18 +13,29 @@ from rich.console import Console
 from rich.table import Table
 
 from dllm_sampling.errors import ConfigurationError, unknown_name
+from dllm_sampling.named import Named
 from dllm_sampling.plugins import KIND_TITLES, Registry, registry
 from dllm_sampling.policies import KINDS, POLICY_MARK
+from dllm_sampling.tasks import Task
 
 _SHIPPED = "dllm-sampling"
 
 
 def strategies(name: str | None, *, as_json: bool) -> None:
     """Print every policy, or one of that name in full."""
-    found = [entry for entry in _entries(registry()) if name in (None, entry["name"])]
+    _list(KINDS, "strategy", name, as_json=as_json)
+
+
+def tasks(name: str | None, *, as_json: bool) -> None:
+    """Print every task, or one of that name in full."""
+    _list((Task,), "task", name, as_json=as_json)
+
+
+def _list(kinds: Sequence[type[Named]], what: str, name: str | None, *, as_json: bool) -> None:
+    entries = _entries(registry(), kinds)
+    found = [entry for entry in entries if name in (None, entry["name"])]
     if not found:
-        known = {entry["name"] for entry in _entries(registry())}
-        raise ConfigurationError(unknown_name("strategy", name, known))
+        raise ConfigurationError(unknown_name(what, name, {entry["name"] for entry in entries}))
     if as_json:
         print(json.dumps(found, indent=2))
     elif name is not None:
@@ -33,9 +45,9 @@ def strategies(name: str | None, *, as_json: bool) -> None:
         _print_table(found)
 
 
-def _entries(source: Registry) -> list[dict[str, Any]]:
+def _entries(source: Registry, kinds: Sequence[type[Named]]) -> list[dict[str, Any]]:
     entries = []
-    for kind in KINDS:
+    for kind in kinds:
         for name, cls in source.classes(kind.kind).items():
             owner = source.owner(kind.kind, name)
             properties = cls.model_json_schema().get("properties", {})

@@ -49,12 +49,9 @@ class CellFailure(Exception):
         self.trace = trace
 
     @classmethod
-    def of(cls, cell: Cell, error: Exception) -> CellFailure:
+    def of(cls, error: Exception) -> CellFailure:
         """A failure from what went wrong in the cell."""
-        message = f"{type(error).__name__}: {error}"
-        if isinstance(error, torch.OutOfMemoryError):
-            message += f" Lower batch_size (now {cell.run.sampler.batch_size}) or gen_length."
-        return cls(message, "".join(traceback.format_exception(error)))
+        return cls(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
 
 
 class Worker:
@@ -80,7 +77,7 @@ class Worker:
         try:
             return self._records(unit, model, places)
         except Exception as error:
-            raise CellFailure.of(cell, error) from error
+            raise CellFailure.of(error) from error
 
     def _records(self, unit: Unit, model: Backbone, places: list[int]) -> list[dict[str, Any]]:
         cell = unit.cell
