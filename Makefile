@@ -6,7 +6,7 @@ PROBLEMS ?= 200
 # Quiets the tokenizers library where a test starts a process.
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test lint types contract pytest clean
+.PHONY: demo test lint types contract pytest bench clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -43,6 +43,16 @@ types: .venv/wheel/ok
 
 contract: .venv/wheel/ok
 	cd .venv/wheel && PYTHONPATH=site ../bin/lint-imports --config ../../pyproject.toml --no-cache
+
+# What a CPU can, in under ten minutes; the published code is compared where PUBLISHED and PUBLISHED_PYTHON say.
+bench: .venv/ready
+	$(BIN)/python benchmarks/step_cost.py --threads 1
+	$(BIN)/python benchmarks/step_cost.py --threads 2
+	$(BIN)/python benchmarks/generation.py --gen-length 128 --repeats 2
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/headline.py --prompt 256 --gen-length 256 --threads 1 --repeats 2
+	$(BIN)/python benchmarks/against_published.py --gen-length 128 --sharpness 16 --repeats 2 \
+	  $(if $(PUBLISHED),--checkout $(PUBLISHED) --python $(PUBLISHED_PYTHON))
 
 pytest: .venv/ready
 	$(BIN)/python -m pytest

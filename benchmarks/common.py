@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-# About 25 million parameters in LLaDA's format, and the shape of LLaDA-8B.
+# In LLaDA's format: one for tests, about 25 and 100 million parameters, and the shape of LLaDA-8B.
 SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {"d_model": 64, "n_heads": 4, "n_layers": 2, "mlp_hidden_size": 128, "vocab_size": 512},
     "25M": {"d_model": 384, "n_heads": 12, "n_layers": 8, "mlp_hidden_size": 1024, "vocab_size": 14336},
     "100M": {"d_model": 768, "n_heads": 12, "n_layers": 10, "mlp_hidden_size": 2048, "vocab_size": 14336},
     "8B": {"d_model": 4096, "n_heads": 32, "n_layers": 32, "mlp_hidden_size": 12288, "vocab_size": 126464},
@@ -156,4 +157,4 @@ def machine(device: str) -> dict[str, Any]:
 
 def finish(result: dict[str, Any]) -> None:
     """The last line of stdout: everything, as JSON."""
-    print(json.dumps(result))
+    print(json.dumps(result), flush=True)

@@ -14,14 +14,26 @@ import torch
 from torch import Tensor
 
 
-def log_confidence_of_best(logits: Tensor, best: Tensor) -> Tensor:
-    """log softmax(logits)[best], for the most likely token or the most likely one that is allowed.
+def best_of(logits: Tensor, banned: Tensor) -> Tensor:
+    """The most likely token of `logits [..., vocabulary]` that is not one of the ids `banned [n]`."""
+    # Filled and restored: a copy of the logits would cost more than the few banned columns.
+    kept = logits.index_select(-1, banned)
+    best = logits.index_fill_(-1, banned, -torch.inf).argmax(-1)
+    logits.index_copy_(-1, banned, kept)
+    return best
+
+
+def log_confidence_of_best(logits: Tensor, best: Tensor, banned: Tensor) -> Tensor:
+    """log softmax(logits)[best], for the most likely token that is not one of the ids `banned [n]`.
 
     `logits [..., vocabulary]`, `best [...]`. Where a banned token is more likely than `best`, its lead
     is added outside the exponential, so that nothing overflows.
     """
-    maximum = logits.amax(-1, keepdim=True)
-    lead = maximum[..., 0] - logits.gather(-1, best[..., None])[..., 0]
+    own = logits.gather(-1, best[..., None])
+    maximum = own
+    if banned.numel():
+        maximum = torch.maximum(own, logits.index_select(-1, banned).amax(-1, keepdim=True))
+    lead = (maximum - own)[..., 0]
     others = (logits - maximum).exp_().scatter_(-1, best[..., None], 0.0).sum(-1)
     return -torch.where(
         lead == 0, others.log1p(), torch.nn.functional.softplus(others.log() + lead, threshold=80)
@@ -42,7 +54,7 @@ def entropy(logits: Tensor) -> Tensor:
 def margin(logits: Tensor) -> Tensor:
     """The gap between the two largest probabilities of softmax(logits)."""
     top = logits.topk(2, -1)
-    best = log_confidence_of_best(logits, top.indices[..., 0])
+    best = log_confidence_of_best(logits, top.indices[..., 0], top.indices.new_zeros(0))
     return best.exp() * -(top.values[..., 1] - top.values[..., 0]).expm1()
 
 

@@ -70,7 +70,7 @@ class Observation:
         return cls(
             state=state,
             sampling=sampling,
-            logits=logits.float(),
+            logits=logits.float().contiguous(),
             positions=region.positions,
             blocks=region.blocks,
             fresh=fresh,
@@ -81,7 +81,7 @@ class Observation:
 
     def with_logits(self, logits: Tensor) -> Observation:
         """The same observation with other logits; scores are computed anew."""
-        return replace(self, logits=logits)
+        return replace(self, logits=logits.contiguous())
 
     def restricted(self, allowed: Tensor) -> Observation:
         """The same observation with fewer eligible positions; scores already computed are kept."""
@@ -93,18 +93,17 @@ class Observation:
     @cached_property
     def tokens(self) -> Tensor:
         """The candidate of each position, `[batch, region]`: the most likely or a sampled token."""
-        logits = self._scored if self.sampling.temperature == 0 else self._filtered
-        candidates = logits.masked_fill(~self.state.facts.allowed, -torch.inf)
-        if self.sampling.temperature > 0:
-            keys = self.state.noise_keys(self.positions, "tokens")
-            candidates = candidates + noise.gumbel(keys, candidates.shape[-1])
-        return candidates.argmax(-1)
+        if self.sampling.temperature == 0:
+            return confidence.best_of(self._scored, self.state.facts.banned)
+        keys = self.state.noise_keys(self.positions, "tokens")
+        noisy = self._filtered + noise.gumbel(keys, self._filtered.shape[-1])
+        return noisy.index_fill_(-1, self.state.facts.banned, -torch.inf).argmax(-1)
 
     @cached_property
     def log_confidence(self) -> Tensor:
         """log probability of the candidate, `[batch, region]` float32."""
         if self.sampling.temperature == 0:
-            return confidence.log_confidence_of_best(self._scored, self.tokens)
+            return confidence.log_confidence_of_best(self._scored, self.tokens, self.state.facts.banned)
         return confidence.log_probability(self._scored, self.tokens)
 
     @cached_property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +25,7 @@ class ModelFacts:
     """What policies may know of the model; handed to `begin`.
 
     `allowed` is a bool tensor `[vocabulary]`: the ids that may be committed, which leaves out the mask
-    id and every id the tokenizer does not have.
+    id and every id the tokenizer does not have. `banned` lists the others.
     """
 
     family: str
@@ -36,6 +36,10 @@ class ModelFacts:
     vocab_size: int
     max_length: int
     allowed: Tensor
+    banned: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "banned", (~self.allowed).nonzero()[:, 0])
 
     @property
     def device(self) -> torch.device:

@@ -9,12 +9,15 @@ from hypothesis import strategies as st
 from dllm_sampling import confidence, noise
 from tests.strategies_of_data import logits
 
+NONE = torch.zeros(0, dtype=torch.long)
+BANNED = torch.tensor([1])
+
 
 @given(logits(batch=(1, 1), width=(2, 40), vocabulary=(2, 30), scale=(0.0, 20.0)))
 def test_the_ranking_never_reverses_a_float64_difference(values):
     best = values.argmax(-1)
-    mine = confidence.log_confidence_of_best(values, best)[0]
-    doubt = -torch.special.expm1(confidence.log_confidence_of_best(values.double(), best)[0])
+    mine = confidence.log_confidence_of_best(values, best, NONE)[0]
+    doubt = -torch.special.expm1(confidence.log_confidence_of_best(values.double(), best, NONE)[0])
     order = mine.argsort(descending=True)
     # What float32 cannot tell apart is a relative 1e-5 of the doubt 1 - c, not of c.
     ordered = doubt[order]
@@ -25,14 +28,27 @@ def test_it_separates_what_float64_rounds_to_one():
     values = torch.tensor([[[45.0, 0.0, 0.0]], [[50.0, 0.0, 0.0]]])
     p = values.double().softmax(-1)[..., 0]
     assert (p == 1).all()
-    mine = confidence.log_confidence_of_best(values, values.argmax(-1))
+    mine = confidence.log_confidence_of_best(values, values.argmax(-1), NONE)
     assert mine[1] > mine[0]
 
 
 def test_a_banned_token_that_leads_by_far_overflows_nothing():
     values = torch.tensor([[3.0, 500.0, 1.0]])
-    mine = confidence.log_confidence_of_best(values, torch.tensor([0]))
+    mine = confidence.log_confidence_of_best(values, torch.tensor([0]), BANNED)
     assert torch.allclose(mine, torch.tensor([-497.0]))
+
+
+@given(logits(batch=(1, 3), width=(1, 9), vocabulary=(3, 30), scale=(0.0, 20.0)), st.data())
+def test_the_best_is_that_of_what_is_not_banned_and_leaves_the_logits_as_they_were(values, data):
+    ids = st.integers(0, values.shape[-1] - 1)
+    banned = torch.tensor(sorted(data.draw(st.sets(ids, max_size=values.shape[-1] - 1))), dtype=torch.long)
+    before = values.clone()
+    best = confidence.best_of(values, banned)
+    assert torch.equal(values, before)
+    assert torch.equal(best, before.index_fill(-1, banned, -torch.inf).argmax(-1))
+    mine = confidence.log_confidence_of_best(values, best, banned).double()
+    exact = before.double().log_softmax(-1).gather(-1, best[..., None])[..., 0]
+    assert torch.allclose(mine, exact, rtol=1e-4, atol=1e-6)
 
 
 @given(st.integers(0, 2**62), st.integers(0, 1000))
