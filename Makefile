@@ -55,7 +55,7 @@ bench: .venv/ready
 	  $(if $(PUBLISHED),--checkout $(PUBLISHED) --python $(PUBLISHED_PYTHON))
 
 pytest: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

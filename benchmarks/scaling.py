@@ -29,6 +29,8 @@ def cost(model: Backbone, shape: str, canvas: int, batch: int, block: int, repea
         stop_at_eos=False,
         batch_size=batch,
     )
+    if canvas <= 2 * block:
+        raise SystemExit(f"a canvas of {canvas} holds no prompt before two blocks of {block}")
     prompts = [random_prompt(shape, canvas - 2 * block, seed) for seed in range(batch)]
     found = [sampler.generate(prompts, gen_length=2 * block) for _ in range(repeats + 1)][1:]
     return {

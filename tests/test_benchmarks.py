@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SMALL = {
     "step_cost.py": ["--canvas", "64", "--block", "8", "--repeats", "2"],
     "generation.py": ["--prompt", "16", "--gen-length", "32", "--block-length", "8", "--repeats", "1"],
-    "scaling.py": ["--canvas", "64", "--batch", "1", "--block", "8", "--repeats", "1"],
+    "scaling.py": ["--canvas", "128", "--batch", "1", "--block", "8", "--repeats", "1"],
     "headline.py": [
         "--prompt",
         "16",
