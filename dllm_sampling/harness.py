@@ -19,6 +19,7 @@ from dllm_sampling import prompts
 from dllm_sampling.config import RunConfig, read_mapping, set_setting
 from dllm_sampling.engine import Sampler
 from dllm_sampling.errors import ConfigurationError, StudyError
+from dllm_sampling.tasks.harness import before_stops
 
 try:
     from lm_eval.api.instance import Instance
@@ -89,7 +90,7 @@ class SamplerLM(LM):  # type: ignore[misc]  # the harness carries no types
                 rows = [i for i, own in enumerate(lengths) if own == length]
                 for places, texts in self._decoded({i: requests[i].args[0] for i in rows}, length):
                     for i, text in zip(places, texts, strict=True):
-                        answers[i] = _cut(text, settings[i].get("until"))
+                        answers[i] = before_stops(text, settings[i].get("until"))
                         self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
                     bar.update(len(places))
         return [answers[i] for i in range(len(requests))]
@@ -175,13 +176,6 @@ class SamplerLM(LM):  # type: ignore[misc]  # the harness carries no types
             "tokens_per_forward": self.tokens / self.row_forwards if self.row_forwards else None,
             "seconds": self.seconds,
         }
-
-
-def _cut(text: str, until: str | Sequence[str] | None) -> str:
-    for stop in [until] if isinstance(until, str) else until or ():
-        if stop:
-            text = text.split(stop, maxsplit=1)[0]
-    return text
 
 
 def main(arguments: Sequence[str]) -> None:

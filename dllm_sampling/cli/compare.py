@@ -26,11 +26,11 @@ from dllm_sampling.study import Executor, LocalExecutor, Progress, RayExecutor, 
 from dllm_sampling.study import report as reports
 from dllm_sampling.study.cells import matching
 from dllm_sampling.study.config import shipped
+from dllm_sampling.study.folder import logger
 from dllm_sampling.study.metrics import METRICS, NO_DIFFERENCE, Row
 
 _out = Console(highlight=False, soft_wrap=True)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
-_log = logging.getLogger("dllm_sampling.study")
 _METRICS = {metric.name: metric for metric in METRICS}
 
 
@@ -128,8 +128,7 @@ def dry_run(options: Options) -> None:
 
 def _report(results: Results, output: Path | None = None) -> None:
     path = reports.write(results, output)
-    for model, task in dict.fromkeys((row.model, row.task) for row in results.rows):
-        rows = [row for row in results.rows if (row.model, row.task) == (model, task)]
+    for (model, task), rows in results.groups.items():
         _out.print(f"\n{model}, {task}: {rows[0].columns.prompts} prompts, 95 % intervals")
         _wide(_table(rows))
     _out.print(f"\nreport: {path}", markup=False)
@@ -190,8 +189,8 @@ def _shown(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
     handler: logging.Handler = (
         _Console(logging.WARNING) if quiet or _err.is_terminal else _Console(logging.INFO)
     )
-    _log.addHandler(handler)
-    _log.propagate = False
+    logger.addHandler(handler)
+    logger.propagate = False
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -215,8 +214,8 @@ def _shown(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
 
             yield watch
     finally:
-        _log.removeHandler(handler)
-        _log.propagate = True
+        logger.removeHandler(handler)
+        logger.propagate = True
 
 
 class _Console(logging.Handler):

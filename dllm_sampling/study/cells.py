@@ -75,6 +75,7 @@ class Unit:
 def cells_of(study: StudyConfig, examples: dict[str, Sequence[Example]]) -> list[Cell]:
     """Every cell, in the order of the file. `examples`: those of each task by its name."""
     ids = {name: examples_id(found) for name, found in examples.items()}
+    versions = provenance.versions()
     cells = []
     for model in study.models:
         checkpoint = provenance.checkpoint_hash(model.settings)
@@ -82,7 +83,6 @@ def cells_of(study: StudyConfig, examples: dict[str, Sequence[Example]]) -> list
             for sampler in study.samplers:
                 for seed in study.seeds:
                     run = study.run(model, task, sampler, seed)
-                    found = provenance.versions()
                     determined_by = {
                         "schema": SCHEMA_VERSION,
                         "run": run.to_dict(),
@@ -91,7 +91,9 @@ def cells_of(study: StudyConfig, examples: dict[str, Sequence[Example]]) -> list
                         "examples": ids[task.name],
                         "engine": provenance.engine_code(),
                         "code": provenance.code_of([*provenance.policies_of(run), task.task]),
-                        "versions": {name: found[name] for name in ("torch", "transformers", "tokenizers")},
+                        "versions": {
+                            name: versions[name] for name in ("torch", "transformers", "tokenizers")
+                        },
                     }
                     cells.append(
                         Cell(

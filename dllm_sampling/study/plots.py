@@ -23,9 +23,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 
 def figures(results: Results) -> Iterator[tuple[str, str, Figure]]:
     """File name, caption and figure, for each model and task."""
-    pairs = dict.fromkeys((row.model, row.task) for row in results.rows)
-    for i, (model, task) in enumerate(pairs):
-        rows = [row for row in results.rows if (row.model, row.task) == (model, task)]
+    for i, ((model, task), rows) in enumerate(results.groups.items()):
         curves = [curve for curve in results.curves if (curve.model, curve.task) == (model, task)]
         where = f"{model}, {task}"
         yield (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -72,10 +72,9 @@ def write(results: Results, folder: Path | None = None) -> Path:
         write_atomically(folder / "plots" / f"{name}.svg", picture.encode())
         write_atomically(folder / "plots" / f"{name}.png", plots.png(figure))
         drawn.append({"name": name, "caption": caption, "svg": picture})
-    sections = [_section(results, model, task) for model, task in _pairs(results)]
+    sections = [_section(results, model, task) for model, task in results.groups]
     values = {
         "study": results.study,
-        "manifest": results.manifest,
         "manifest_yaml": yaml.safe_dump(
             {key: value for key, value in results.manifest.items() if key not in ("cells", "study")},
             sort_keys=False,
@@ -114,12 +113,8 @@ def _template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def _pairs(results: Results) -> Iterable[tuple[str, str]]:
-    return dict.fromkeys((row.model, row.task) for row in results.rows)
-
-
 def _section(results: Results, model: str, task: str) -> Section:
-    rows = [row for row in results.rows if (row.model, row.task) == (model, task)]
+    rows = results.groups[model, task]
     published = [metric for metric in METRICS if any((row.published or {}).get(metric.name) for row in rows)]
     headings = ["sampler", *(metric.title for metric in _SHOWN), "accuracy against baseline", "McNemar p"]
     meanings = [
@@ -216,7 +211,7 @@ def _answers(results: Results, row: Row) -> list[dict[str, Any]]:
     others: Sequence[Mapping[str, Any] | None] = (
         table.select(["text", "correct"]).to_pylist() if table is not None else [None] * len(records)
     )
-    examples = results.folder.examples(own["examples_id"])
+    examples = results.examples(own["examples_id"])
     pairs = list(zip(records, others, strict=True))
 
     def interest(pair: tuple[Mapping[str, Any], Mapping[str, Any] | None]) -> tuple[bool, bool]:

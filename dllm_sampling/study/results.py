@@ -31,6 +31,7 @@ class Results:
             raise StudyError(f"{self.folder.path} holds no manifest.json: it is no results folder.")
         self.manifest: dict[str, Any] = manifest
         self.study: dict[str, Any] = manifest["study"]
+        self._examples: dict[str, list[dict[str, str]]] = {}
 
     @cached_property
     def tables(self) -> dict[str, pa.Table]:
@@ -42,6 +43,12 @@ class Results:
                 if table is not None:
                     found[cell["id"]] = table
         return found
+
+    def examples(self, examples_id: str) -> list[dict[str, str]]:
+        """Prompt and answer of every example of a task, read once."""
+        if examples_id not in self._examples:
+            self._examples[examples_id] = self.folder.examples(examples_id)
+        return self._examples[examples_id]
 
     @property
     def unfinished(self) -> list[dict[str, Any]]:
@@ -60,7 +67,7 @@ class Results:
     def rows(self) -> list[Row]:
         """One row for each model, task and sampler with all seeds finished; baselines first."""
         rows: list[Row] = []
-        for (model, task), cells in self._groups():
+        for (model, task), cells in self._finished():
             group = self._rows_of(model, task, cells)
             others = [row for row in group if not row.is_baseline and "accuracy_difference" in row.estimates]
             for row, p in zip(others, metrics.adjusted([row.p_value for row in others]), strict=True):
@@ -68,7 +75,7 @@ class Results:
             rows += sorted(group, key=lambda row: not row.is_baseline)
         return rows
 
-    def _groups(self) -> Iterator[tuple[tuple[str, str], dict[str, list[dict[str, Any]]]]]:
+    def _finished(self) -> Iterator[tuple[tuple[str, str], dict[str, list[dict[str, Any]]]]]:
         """For each model and task, the cells of each sampler of which all are finished."""
         cells = self.manifest["cells"]
         for model, task in dict.fromkeys((cell["model"], cell["task"]) for cell in cells):
@@ -119,10 +126,15 @@ class Results:
         return None
 
     @cached_property
+    def groups(self) -> dict[tuple[str, str], list[Row]]:
+        """The rows of each model and task."""
+        return dict(_grouped(self.rows, lambda row: (row.model, row.task)))
+
+    @cached_property
     def curves(self) -> list[Curve]:
         """Rows of one entry of the study that differ in one number alone, with their AUP."""
         found = []
-        for (model, task), group in _grouped(self.rows, lambda row: (row.model, row.task)):
+        for (model, task), group in self.groups.items():
             y_max = self.y_max(model, task)
             for parameter, rows in _sweeps(group):
                 found.append(
@@ -133,8 +145,7 @@ class Results:
     def y_max(self, model: str, task: str) -> float:
         """The accuracy that AUP weighs against: the task's best_accuracy, or the best in the study."""
         best = next(t["best_accuracy"] for t in self.study["tasks"] if t["name"] == task)
-        rows = [row for row in self.rows if (row.model, row.task) == (model, task)]
-        return float(best or max(row.estimates["accuracy"].value for row in rows))
+        return float(best or max(row.estimates["accuracy"].value for row in self.groups[model, task]))
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """One flat mapping a row: what `results.csv` holds."""

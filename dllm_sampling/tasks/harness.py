@@ -38,12 +38,7 @@ class HarnessTask(Task):
             task.build_all_requests()
             for instance in task.instances:
                 prompt, settings = instance.args
-                stops = settings.get("until") or []
-                data = {
-                    "part": name,
-                    "doc_id": instance.doc_id,
-                    "until": [stops] if isinstance(stops, str) else list(stops),
-                }
+                data = {"part": name, "doc_id": instance.doc_id, "until": settings.get("until")}
                 found.append(Example(prompt, str(task.doc_to_target(instance.doc)), data))
         return found
 
@@ -53,9 +48,7 @@ class HarnessTask(Task):
         part, doc_id = example.data["part"], example.data["doc_id"]
         task = _loaded(self)[part]
         doc = task.eval_docs[doc_id]
-        # As a model of the harness does: nothing behind the first stop string counts.
-        for stop in example.data["until"]:
-            text = text.split(stop, maxsplit=1)[0] if stop else text
+        text = before_stops(text, example.data["until"])
         instance = Instance(
             request_type="generate_until",
             doc=doc,
@@ -80,6 +73,14 @@ class HarnessTask(Task):
                 f"{', '.join(sorted(scores))}."
             )
         return bool(score)
+
+
+def before_stops(text: str, until: str | Sequence[str] | None) -> str:
+    """The text up to its first stop string, as a model of the harness returns it."""
+    for stop in [until] if isinstance(until, str) else until or ():
+        if stop:
+            text = text.split(stop, maxsplit=1)[0]
+    return text
 
 
 @functools.lru_cache(maxsize=16)
