@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from pydantic import Field
 
 from dllm_sampling import CachePolicy, Decision, DecodingState, ForwardPlan, Observation, Region
@@ -36,8 +35,6 @@ class Delayed(CachePolicy):
         written = decision.commit
         for more in (decision.overwrite, decision.remask):
             written = written if more is None else written | more
-        index = observation.positions.masked_fill(~written, state.length)
-        changed = torch.nn.functional.pad(torch.zeros_like(state.masked), (0, 1))
-        due = (state.masked | changed.scatter(1, index, True)[:, : state.length]) & state.valid
+        due = state.placed(state.masked, observation.positions, True, written) & state.valid
         state.memory(self)["due"] = due
         state.carry(self, due.sum(1, keepdim=True))

@@ -29,12 +29,9 @@ class EntropyRefresh(CachePolicy):
         uncertain = [bool(flag) for (flag,) in state.carried(self) or []]
         if region.starts_block or not uncertain or all(uncertain):
             return ForwardPlan.full(state)
-        inside = torch.nn.functional.pad(torch.zeros_like(state.masked), (0, 1))
-        index = region.positions.masked_fill(region.positions < 0, state.length)
-        inside = inside.scatter(1, index, True)[:, : state.length] & state.masked
+        chosen = state.placed(torch.zeros_like(state.valid), region.positions, True) & state.masked
         latest = state.committed_at.topk(min(self.recent, state.length), 1)
-        known = latest.values >= 0
-        chosen = inside.scatter(1, latest.indices, inside.gather(1, latest.indices) | known)
+        chosen = state.placed(chosen, latest.indices, True, latest.values >= 0)
         if not any(uncertain):
             width = min(state.length, region.positions.shape[1] + self.recent)
             return ForwardPlan.of(chosen, width)

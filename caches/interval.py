@@ -26,5 +26,6 @@ class IntervalRefresh(CachePolicy):
 
     def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan:
         plan = self.policy.plan_forward(state, region)
-        due = region.starts_block or state.forwards_since_refresh >= self.interval - 1
+        # Counted in forwards of the block, which are a row's own; refreshes may be another row's.
+        due = state.block_forwards % self.interval == 0
         return ForwardPlan.full(state) if due else plan

@@ -11,7 +11,6 @@ from typing_extensions import Self
 
 from dllm_sampling import (
     CachePolicy,
-    ConfigurationError,
     DecodingState,
     ForwardPlan,
     NestedCachePolicy,
@@ -42,8 +41,7 @@ class SuffixWindow(CachePolicy):
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> Self:
-        if self.decay is None and self.scale != type(self).model_fields["scale"].default:
-            raise ConfigurationError(f"scale={self.scale} has no effect without decay.")
+        self.refuse_without_effect("scale", self.decay is None, "without decay")
         return self
 
     def block_started(self, state: DecodingState, region: Region) -> None:
@@ -67,10 +65,13 @@ class SuffixWindow(CachePolicy):
         visible = self._visible(state, region)
         if inner.visible is not None:
             visible = visible & inner.visible
-        full = inner.is_refresh(state.length)
-        mask = inner.mask(state) & visible
-        planned = ForwardPlan.of(mask, self._width(state, region, inner))
-        return ForwardPlan(planned.positions, visible, inner.store, full or inner.refresh)
+        return ForwardPlan.of(
+            inner.mask(state) & visible,
+            self._width(state, region, inner),
+            visible=visible,
+            store=inner.store,
+            refresh=inner.is_refresh(state.length) or inner.refresh,
+        )
 
     def _width(self, state: DecodingState, region: Region, inner: ForwardPlan) -> int:
         """A bound on what a row computes, known without looking at the device."""

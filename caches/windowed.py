@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from dllm_sampling import (
     CachePolicy,
@@ -46,46 +45,41 @@ class Windowed(CachePolicy):
         state.memory(self)["commits"] = torch.zeros_like(state.row_steps)
 
     def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan:
-        memory = state.memory(self)
-        far = region.positions.masked_fill(region.positions < 0, state.length)
-        start = far.amin(1, keepdim=True)
-        before, memory["start"] = memory.get("start", start), start
-        width = region.positions.shape[1]
-        longest = max(width, memory.get("width", width))  # the last region's start is no further back
-        memory["width"] = width
-        counts = [row[0] for row in state.carried(self) or []]
-        due = [self.commits is not None and count >= self.commits for count in counts]
-        every = state.forward_index < max(self.warmup, 1) or (self.blocks and region.starts_block)
-        if self.interval and (region.starts_block or state.forwards_since_refresh >= self.interval - 1):
-            every = True
-        if every or (due and all(due)):
+        memory, window = state.memory(self), self._window(state, region)
+        counts = state.carried(self) or []
+        due = [self.commits is not None and count >= self.commits for (count,) in counts]
+        if self._refreshes_all(state, region) or (due and all(due)):
             memory["commits"] = torch.zeros_like(memory["commits"])
             return ForwardPlan.full(state)
-        if region.span is not None and self.delay is None and self.prompt and not any(due):
-            return ForwardPlan.window(state, region, self.left, self.right)
-        inside = self._window(state, region, start, before)
-        width = state.length if any(due) else self._width(state, width, longest)
-        rows = state.on_device(due).bool() if any(due) else None
-        if rows is None:
-            return ForwardPlan.of(inside, width)
+        if not any(due):
+            return window
+        rows = state.on_device(due).bool()
         memory["commits"] = memory["commits"].masked_fill(rows, 0)
-        return ForwardPlan.of(inside | rows[:, None], width, refresh=rows)
+        return ForwardPlan.of(window.mask(state) | rows[:, None], state.length, refresh=rows)
 
-    def _window(self, state: DecodingState, region: Region, start: Tensor, before: Tensor) -> Tensor:
-        low, high = start - self.left, region.positions.amax(1, keepdim=True) + 1
+    def _refreshes_all(self, state: DecodingState, region: Region) -> bool:
+        if state.forward_index < max(self.warmup, 1) or (self.blocks and region.starts_block):
+            return True
+        # Counted in forwards of the block: a row's refreshes must not depend on another's commits.
+        return self.interval is not None and state.block_forwards % self.interval == 0
+
+    def _window(self, state: DecodingState, region: Region) -> ForwardPlan:
+        if self.delay is None and self.prompt:
+            return ForwardPlan.window(state, region, self.left, self.right)
+        memory, width = state.memory(self), region.positions.shape[1]
+        start = region.positions.masked_fill(region.positions < 0, state.length).amin(1, keepdim=True)
+        before, memory["start"] = memory.get("start", start), start
+        longest, memory["width"] = max(width, memory.get("width", width)), width
+        low, back = start - self.left, self.left
         if self.delay is not None:
-            low = low.minimum(before - self.delay)
+            # The last region's start is no further back than that region was long.
+            low, back = low.minimum(before - self.delay), max(back, longest + self.delay)
         if not self.prompt:
             low = low.clamp_min(state.first_target)
-        high = high + (state.length if self.right is None else self.right)
-        return (state.columns >= low) & (state.columns < high)
-
-    def _width(self, state: DecodingState, width: int, longest: int) -> int:
-        """The most that a row's window holds."""
-        if self.right is None:
-            return state.length
-        back = self.left if self.delay is None else max(self.left, longest + self.delay)
-        return min(state.length, width + back + self.right)
+        right = state.length if self.right is None else self.right
+        high = region.positions.amax(1, keepdim=True) + 1 + right
+        inside = (state.columns >= low) & (state.columns < high)
+        return ForwardPlan.of(inside, min(state.length, width + back + right))
 
     def committed(self, state: DecodingState, observation: Observation, decision: Decision) -> None:
         if self.commits is not None:

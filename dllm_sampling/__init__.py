@@ -46,6 +46,7 @@ _PUBLIC = {
     "in_order": "selection",
     "largest": "selection",
     "load_model": "backbones",
+    "log_of": "selection",
     "or_the_best": "selection",
     "realigned": "selection",
     "registry": "plugins",
@@ -80,7 +81,7 @@ if TYPE_CHECKING:
         Wrapper,
     )
     from dllm_sampling.result import GenerationResult
-    from dllm_sampling.selection import in_order, largest, or_the_best, realigned, top_k
+    from dllm_sampling.selection import in_order, largest, log_of, or_the_best, realigned, top_k
     from dllm_sampling.settings import SamplerSettings
     from dllm_sampling.state import Decision, DecodingState, ForwardPlan, ModelFacts, Region
     from dllm_sampling.study import Study
@@ -92,8 +93,8 @@ __all__ = [
     "LogitsTransform", "ModelFacts", "NestedBlockSchedule", "NestedCachePolicy",
     "NestedUnmaskingPolicy", "Observation", "Observer", "PluginError", "PluginWarning", "PromptError",
     "Region", "Run", "RunConfig", "Sampler", "SamplerSettings", "Sampling", "Step", "Study",
-    "StudyError", "Task", "UnmaskingPolicy", "Wrapper", "in_order", "largest", "load_model", "or_the_best",
-    "realigned", "registry", "top_k",
+    "StudyError", "Task", "UnmaskingPolicy", "Wrapper", "in_order", "largest", "load_model", "log_of",
+    "or_the_best", "realigned", "registry", "top_k",
 ]  # fmt: skip
 
 

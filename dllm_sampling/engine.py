@@ -30,7 +30,7 @@ from dllm_sampling.prompts import Batch, Canvas, Prompts
 from dllm_sampling.result import GenerationResult
 from dllm_sampling.run_hooks import Policies, detached
 from dllm_sampling.settings import SamplerSettings
-from dllm_sampling.state import Decision, DecodingState, ForwardPlan, Region, row_index
+from dllm_sampling.state import Decision, DecodingState, ForwardPlan, Region
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, StoppingCriteria
@@ -327,7 +327,7 @@ class Run(Iterator[Step]):
         begun = time.perf_counter()
         stopped = self._listener.after_step(state, region, observation)
         if stopped is not None:
-            _end_rows(state, stopped)
+            state.end_rows(stopped)
         return time.perf_counter() - begun
 
     def _let_go(
@@ -352,16 +352,6 @@ class Run(Iterator[Step]):
         if self._facts.device.type == "cuda":
             torch.cuda.synchronize(self._facts.device)
         return time.perf_counter()
-
-
-def _end_rows(state: DecodingState, rows: Tensor) -> None:
-    """End rows, bool `[batch]`, between two steps: their text ends before their leftmost open target."""
-    open_from = row_index(state.next_open, rows.device)
-    state.masked.logical_and_(~rows[:, None])
-    state.committed_at.masked_fill_(rows[:, None] & (state.columns >= open_from[:, None]), -1)
-    for row, ended in enumerate(rows.tolist()):
-        if ended:
-            state.next_open[row] = state.length
 
 
 def _answer(hooks: Any, name: str, **arguments: Any) -> Any:

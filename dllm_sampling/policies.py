@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 from pydantic_core import CoreSchema, core_schema
 from torch import Tensor
 
+from dllm_sampling.errors import ConfigurationError
 from dllm_sampling.named import Named
 
 if TYPE_CHECKING:
@@ -34,6 +35,12 @@ class Policy(Named, ABC):
                 yield field, value
             elif isinstance(value, (list, tuple)):
                 yield from ((f"{field}[{i}]", v) for i, v in enumerate(value) if isinstance(v, Policy))
+
+    def refuse_without_effect(self, field: str, idle: bool, why: str) -> None:
+        """Raise ConfigurationError where `idle` is true and the field is not at its default."""
+        value = getattr(self, field)
+        if idle and value != type(self).model_fields[field].default:
+            raise ConfigurationError(f"{field}={value!r} has no effect {why}.")
 
     def detached(self) -> Self:
         """An equal tree in which no object stands twice, so that each slot of a run has its own."""

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+
+def log_of(probability: float) -> float:
+    """The logarithm, to compare log confidences with; minus infinity at 0."""
+    return math.log(probability) if probability else -math.inf
 
 
 def in_order(scores: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,8 +51,8 @@ def realigned(values: Tensor, before: Tensor, now: Tensor, fill: float) -> Tenso
     Positions that were not there get `fill`; -1 is no position. What a policy remembers of a region it
     reads with this when the region has moved.
     """
-    if before is now:
-        return values
+    if before.data_ptr() == now.data_ptr() and before.shape == now.shape and before.stride() == now.stride():
+        return values  # views of the same columns: the region has not moved
     rest = values.shape[2:]
     same = now[:, :, None] == before[:, None, :]
     found = (same & (now >= 0)[:, :, None]).any(-1)

@@ -95,11 +95,19 @@ class ForwardPlan:
         return cls(slice(0, state.length), store=store, refresh=True)
 
     @classmethod
-    def of(cls, mask: Tensor, width: int, *, refresh: bool | Tensor = False) -> ForwardPlan:
+    def of(
+        cls,
+        mask: Tensor,
+        width: int,
+        *,
+        visible: Tensor | None = None,
+        store: bool = True,
+        refresh: bool | Tensor = False,
+    ) -> ForwardPlan:
         """The positions of a mask `[batch, length]`; `width` is the most that any row has."""
         # Stable, so that positions stay in order; the false ones come last.
         order = mask.long().argsort(dim=1, descending=True, stable=True)[:, :width]
-        return cls(order.masked_fill(~mask.gather(1, order), -1), refresh=refresh)
+        return cls(order.masked_fill(~mask.gather(1, order), -1), visible, store, refresh)
 
     @classmethod
     def window(cls, state: DecodingState, region: Region, left: int, right: int | None) -> ForwardPlan:
@@ -111,7 +119,7 @@ class ForwardPlan:
         first = region.positions.masked_fill(~inside, state.length).amin(1, keepdim=True) - left
         last = region.positions.amax(1, keepdim=True) + (state.length if right is None else right)
         width = state.length if right is None else region.positions.shape[1] + left + right
-        columns = first.clamp_min(0) + torch.arange(width, device=first.device)
+        columns = first.clamp_min(0) + torch.arange(min(width, state.length), device=first.device)
         return cls(columns.where(columns <= last.clamp_max(state.length - 1), -1))
 
     @property
@@ -133,10 +141,7 @@ class ForwardPlan:
             inside = (state.columns >= self.positions.start) & (state.columns < self.positions.stop)
             spread: Tensor = inside.expand(state.batch, -1)
             return spread
-        padded = state.columns.new_zeros(state.batch, state.length + 1, dtype=torch.bool)
-        index = self.positions.masked_fill(self.positions < 0, state.length)
-        marked: Tensor = padded.scatter(1, index, True)
-        return marked[:, : state.length]
+        return state.placed(torch.zeros_like(state.valid), self.positions, True)
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,6 @@ class DecodingState:
     block_steps: `[batch]`, the same, counted from the start of the block.
     row_forced, row_remasks, row_refreshes: `[batch]`, counted so far.
     forward_index: forwards made so far. block_forwards: those since the block started.
-    forwards_since_refresh: those after the last refresh.
     targets_in_block: `[batch, blocks]`, or None where the schedule cannot know its blocks.
     """
 
@@ -203,7 +207,6 @@ class DecodingState:
         self.last_start = int(valid.long().argmax(1).max())
         self.has_padding = not bool(valid.all())
         self.forward_index = 0
-        self.forwards_since_refresh = 0
         self.block_forwards = 0
         self.targets_in_block: Tensor | None = None
         # One column more than the canvas: writes at position -1 land there and are never read.
@@ -313,6 +316,19 @@ class DecodingState:
         """`values [batch, length]` at a slice or at `positions [batch, n]`."""
         return values[:, positions] if isinstance(positions, slice) else self.gather(values, positions)
 
+    def placed(
+        self, into: Tensor, positions: Tensor, values: Tensor | float, where: Tensor | None = None
+    ) -> Tensor:
+        """A copy of `into [batch, length]` with `values` at `positions [batch, n]`, but not at -1.
+
+        where: bool `[batch, n]`, the positions that are meant; all by default.
+        """
+        left_out = positions < 0 if where is None else ~where | (positions < 0)
+        padded = torch.nn.functional.pad(into, (0, 1))  # what is left out lands in a column of its own
+        index = positions.masked_fill(left_out, self.length)
+        written: Tensor = padded.scatter(1, index, values)
+        return written[:, : self.length]
+
     def on_device(self, numbers: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         """Host integers as a tensor on the run's device, without waiting for it."""
         return row_index(numbers, self._tokens.device)
@@ -389,12 +405,10 @@ class DecodingState:
         self.block_steps = self.block_steps + active
         self.forward_index += 1
         self.block_forwards += 1
-        refreshed = plan.is_refresh(self.length)
-        if refreshed:
+        if plan.is_refresh(self.length):
             self.row_refreshes = self.row_refreshes + active
         elif isinstance(plan.refresh, Tensor):
             self.row_refreshes = self.row_refreshes + (active & plan.refresh)
-        self.forwards_since_refresh = 0 if refreshed else self.forwards_since_refresh + 1
 
         stuck = broke & idle & ~forced.any(1)
         broken = observation.log_confidence.isnan() & observation.masked & observation.fresh
@@ -431,6 +445,14 @@ class DecodingState:
                 "policy did not recompute them, or the region held none that may be written."
             )
 
+    def end_rows(self, rows: Tensor) -> None:
+        """End rows, bool `[batch]`, between two steps: their text ends before their leftmost open target."""
+        open_from = self.on_device(self.next_open)
+        self.masked.logical_and_(~rows[:, None])
+        self.committed_at.masked_fill_(rows[:, None] & (self.columns >= open_from[:, None]), -1)
+        ended = rows.tolist()
+        self.next_open = [self.length if e else at for e, at in zip(ended, self.next_open, strict=True)]
+
     def select_rows(self, keep: Sequence[int]) -> Tensor:
         """Drop all rows but `keep` (indices into the current batch); return them as a tensor."""
         index = row_index(keep, self._tokens.device)
@@ -444,8 +466,7 @@ class DecodingState:
         for memory in self._memories.values():
             for key, value in memory.items():
                 if isinstance(value, Tensor):
-                    here = index if value.device == index.device else torch.tensor(list(keep))
-                    memory[key] = value.index_select(0, here)
+                    memory[key] = value.index_select(0, index)
         return index
 
     def _write(self, region: Region, into: Tensor, values: Tensor | float, where: Tensor) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, Observation, Region, UnmaskingPolicy
+from dllm_sampling import DecodingState, Observation, Region, UnmaskingPolicy, log_of
 
 
 class Dilated(UnmaskingPolicy):
@@ -39,7 +38,7 @@ class Dilated(UnmaskingPolicy):
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
         memory, clock = state.memory(self), state.block_steps[:, None]
-        sure = observation.log_confidence >= (math.log(self.skip) if self.skip else -math.inf)
+        sure = observation.log_confidence >= log_of(self.skip)
         due: Tensor = memory["round"] <= clock
         last: Tensor = clock >= memory["last"]
         return (due & sure) | last

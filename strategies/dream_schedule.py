@@ -10,7 +10,6 @@ from torch import Tensor
 from typing_extensions import Self
 
 from dllm_sampling import (
-    ConfigurationError,
     DecodingState,
     ModelFacts,
     Observation,
@@ -43,8 +42,7 @@ class DreamSchedule(UnmaskingPolicy):
 
     @model_validator(mode="after")
     def _alg_temp_has_an_effect(self) -> Self:
-        if self.algorithm == "origin" and self.alg_temp:
-            raise ConfigurationError(f"alg_temp={self.alg_temp} has no effect on algorithm='origin'.")
+        self.refuse_without_effect("alg_temp", self.algorithm == "origin", "on algorithm='origin'")
         return self
 
     def idle_steps(self, targets: int) -> int:

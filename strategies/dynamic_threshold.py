@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -27,17 +28,16 @@ class DynamicThreshold(UnmaskingPolicy):
     tail: int = Field(1, ge=0, description="Last targets of the canvas that count as seen.")
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
+        share = self._open_share(state, observation)
         if state.block_forwards == 0:
-            return observation.log_confidence >= self._tau(observation, 1.0).log()
-        end = observation.positions.amax(1, keepdim=True) + 1
-        behind = (state.columns >= end) & (state.columns < end + self.window)
-        tail = (state.columns >= state.end_of_targets - self.tail) & (state.columns >= end)
-        behind = (behind | tail) & state.targets
-        total = (observation.masked | observation.committed).sum(1, keepdim=True) + behind.sum(
-            1, keepdim=True
-        )
-        seen = observation.masked.sum(1, keepdim=True) + (behind & state.masked).sum(1, keepdim=True)
-        return observation.log_confidence >= self._tau(observation, seen / total.clamp_min(1)).log()
+            share = torch.ones_like(share)
+        tau = self.threshold * (1 - self.alpha * (1 - share))
+        return observation.log_confidence >= tau.log()
 
-    def _tau(self, observation: Observation, share: Tensor | float) -> Tensor:
-        return observation.log_confidence.new_ones(1) * self.threshold * (1 - self.alpha * (1 - share))
+    def _open_share(self, state: DecodingState, observation: Observation) -> Tensor:
+        end = observation.positions.amax(1, keepdim=True) + 1
+        near, tail = state.columns < end + self.window, state.columns >= state.end_of_targets - self.tail
+        behind = state.targets & (state.columns >= end) & (near | tail)
+        seen = torch.cat([observation.masked | observation.committed, behind], 1)
+        still_open = torch.cat([observation.masked, behind & state.masked], 1)
+        return still_open.sum(1, keepdim=True) / seen.sum(1, keepdim=True).clamp_min(1)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field
+from dllm_sampling.strategies.composites.parts import and_also
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from dllm_sampling import (
     Decision,
@@ -40,6 +42,11 @@ class EarlyCommit(UnmaskingPolicy):
         None, ge=1, description="Steps that count as the whole; none takes the share of targets committed."
     )
 
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Self:
+        self.refuse_without_effect("answer_length", self.answer_start is None, "without answer_start")
+        return self
+
     def idle_steps(self, targets: int) -> int:
         return self.policy.idle_steps(targets)
 
@@ -50,11 +57,8 @@ class EarlyCommit(UnmaskingPolicy):
             place = observation.positions - state.first_target - self.answer_start
             inside = inside & (place >= 0) & (place < self.answer_length)
         gap = (top[..., 0] - top[..., 1]).where(inside, 0.0).sum(1) / inside.sum(1)
-        clock = state.row_steps + 1
-        progress = state.progress if self.steps is None else clock / self.steps
-        stage = sum((progress >= border).long() for border in self.borders)
-        settled = gap >= torch.tensor(self.gaps, device=gap.device)[stage]
-        chosen = self.policy.select(state, observation)
-        if isinstance(chosen, Decision):
-            return Decision(chosen.commit | settled[:, None], chosen.tokens, chosen.overwrite, chosen.remask)
-        return chosen | settled[:, None]
+        progress = state.progress if self.steps is None else (state.row_steps + 1) / self.steps
+        early, middle, late = (gap >= least for least in self.gaps)
+        first, second = (progress < border for border in self.borders)
+        settled = torch.where(first, early, torch.where(second, middle, late))
+        return and_also(self.policy.select(state, observation), settled[:, None])

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, Observation, UnmaskingPolicy, or_the_best
+from dllm_sampling import DecodingState, Observation, UnmaskingPolicy, log_of, or_the_best
 
 
 class Hierarchy(UnmaskingPolicy):
@@ -31,7 +31,7 @@ class Hierarchy(UnmaskingPolicy):
         eligible, score = observation.eligible, observation.log_confidence
         best = self._best_of_runs(observation.positions, eligible, score)
         sure = score > math.log(self.threshold)
-        likely = score > (math.log(self.low) if self.low else -math.inf)
+        likely = score > log_of(self.low)
         return or_the_best(sure | (best & likely), score, eligible)
 
     @staticmethod

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, Observation, UnmaskingPolicy, realigned
+from dllm_sampling import DecodingState, Observation, UnmaskingPolicy, log_of, realigned
 
 
 class Klass(UnmaskingPolicy):
@@ -40,5 +39,5 @@ class Klass(UnmaskingPolicy):
             terms = (now.exp() * (now - before)).masked_fill(now == -torch.inf, 0.0)
             stable = (count + 1) * (terms.sum(-1) < self.kl)
         memory["before"], memory["stable"], memory["positions"] = now, stable, positions
-        sure = observation.log_confidence > (math.log(self.threshold) if self.threshold else -math.inf)
+        sure = observation.log_confidence > log_of(self.threshold)
         return sure & (stable >= self.history)

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from dllm_sampling import Decision, DecodingState, ModelFacts, Observation, UnmaskingPolicy, top_k
 
@@ -39,10 +38,9 @@ class Saber(UnmaskingPolicy):
         sure = eligible & (confidence > mean)
         few = sure.sum(1, keepdim=True) < self.least
         commit = torch.where(few, top_k(confidence, eligible, self.least), sure)
-        inside = positions >= 0
         drop = confidence - state.gather(memory["before"], positions)
-        self._remember(state, "before", positions, inside, confidence)
-        self._remember(state, "at_commit", positions, commit, confidence)
+        memory["before"] = state.placed(memory["before"], positions, confidence)
+        memory["at_commit"] = state.placed(memory["at_commit"], positions, confidence, commit)
 
         count = commit.sum(1).clamp_min(self.least)
         back = (-(-count // self.divisor)).clamp_min(self.least // 2).minimum(count - 1)
@@ -50,11 +48,3 @@ class Saber(UnmaskingPolicy):
         taken = top_k(-drop, commit | observation.committed, back.masked_fill(filled, 0))
         # What would be committed and masked in one step stays masked.
         return Decision(commit & ~taken, remask=taken & observation.committed)
-
-    def _remember(
-        self, state: DecodingState, name: str, positions: Tensor, where: Tensor, new: Tensor
-    ) -> None:
-        memory = state.memory(self)
-        padded = torch.nn.functional.pad(memory[name], (0, 1))
-        index = positions.masked_fill(~where, state.length)
-        memory[name] = padded.scatter(1, index, new)[:, : state.length]

@@ -6,8 +6,10 @@ import math
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from dllm_sampling.strategies.composites.parts import and_also
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from dllm_sampling import (
     Decision,
@@ -41,6 +43,11 @@ class SchED(UnmaskingPolicy):
         None, ge=2, description="Steps that count as the whole; none takes the share of targets committed."
     )
 
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Self:
+        self.refuse_without_effect("k", self.schedule != "exponential", f"on schedule={self.schedule!r}")
+        return self
+
     def idle_steps(self, targets: int) -> int:
         return self.policy.idle_steps(targets)
 
@@ -58,10 +65,7 @@ class SchED(UnmaskingPolicy):
                 same = ((best == before) | ~observation.masked).all(1)
             memory["best"], memory["positions"] = best, observation.positions
             settled = settled & same
-        chosen = self.policy.select(state, observation)
-        if isinstance(chosen, Decision):
-            return Decision(chosen.commit | settled[:, None], chosen.tokens, chosen.overwrite, chosen.remask)
-        return chosen | settled[:, None]
+        return and_also(self.policy.select(state, observation), settled[:, None])
 
     def _tau(self, progress: Tensor) -> Tensor:
         if self.schedule == "linear":

@@ -12,25 +12,30 @@ import pytest
 import torch
 from dllm_sampling.strategies import (
     DynamicThreshold,
+    EarlyCommit,
     EntropyBound,
     EntropyThreshold,
     Factor,
     Frechet,
     Hierarchy,
     LocalLeap,
+    SchED,
 )
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dllm_sampling import (
     ConfigurationError,
+    Decision,
     DecodingError,
     ForwardPlan,
     LogitsTransform,
     PluginError,
     Sampler,
+    UnmaskingPolicy,
     load_model,
     realigned,
+    top_k,
 )
 from dllm_sampling.policies import CachePolicy
 from dllm_sampling.testing import ChosenModel, observe, tiny_model
@@ -435,3 +440,60 @@ def test_adablock_cuts_where_the_delimiter_is_surest():
         blocks.setdefault(block, []).extend(columns)
     assert max(blocks[0]) == 6
     assert (min(blocks[1]), max(blocks[1])) == (7, 10)
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [
+        {"name": "windowed", "left": 1, "right": 1, "commits": 5, "interval": 4, "blocks": False},
+        {
+            "name": "interval",
+            "policy": {"name": "windowed", "left": 1, "right": 1, "commits": 5},
+            "interval": 4,
+        },
+    ],
+)
+def test_refreshes_by_forwards_do_not_follow_another_rows_commits(cache):
+    rule = {"name": "confidence_threshold", "threshold": 0.35}
+    settings = {"unmasking": rule, "cache": cache, "schedule": {"name": "sliding", "block_length": 8}}
+    prompts = prompts_of([4, 9, 7])
+    together = Sampler(tiny_model(), batch_size=3, **settings).generate(prompts, 24)
+    for row, prompt in enumerate(prompts):
+        alone = Sampler(tiny_model(), batch_size=1, **settings).generate([prompt], 24, places=[row])
+        assert torch.equal(alone.sequences[0, -24:], together.sequences[row, -24:])
+        assert alone.row_refreshes[0] == together.row_refreshes[row]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (
+            "unmasking",
+            {"name": "early_commit", "policy": "fixed_k", "answer_length": 3},
+            "without answer_start",
+        ),
+        ("unmasking", {"name": "sched", "policy": "fixed_k", "k": 2.0}, "on schedule='cosine'"),
+        ("cache", {"name": "suffix_window", "policy": "dual", "scale": 3.0}, "without decay"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(kind, settings, message):
+    with pytest.raises(ConfigurationError, match=f"has no effect {message}"):
+        Sampler(tiny_model(), **{kind: settings})
+
+
+@pytest.mark.parametrize("name", ["early_commit", "sched"])
+def test_what_a_held_policy_decides_besides_is_kept(name):
+    """Rows that it ends are ended, though the rule around it adds commits of its own."""
+
+    class Ending(UnmaskingPolicy):
+        """One position, and the end of every row in its third forward."""
+
+        name: ClassVar[str] = "ending"
+
+        def select(self, state, observation):
+            end = torch.full_like(observation.masked[:, 0], state.forward_index == 2)
+            return Decision(top_k(observation.log_confidence, observation.eligible, 1), finish=end)
+
+    held = {"early_commit": EarlyCommit(policy=Ending(), gaps=(1e9, 1e9, 1e9)),
+            "sched": SchED(policy=Ending(), high=1e9, low=1e9)}[name]  # fmt: skip
+    assert Sampler(tiny_model(), unmasking=held).generate(prompts_of([4, 9]), 24).forwards == 3

@@ -141,7 +141,7 @@ class Backbone(ABC):
             rows=source if source.ndim == 1 else _repeated(source, len(tokens)),
         )
         logits = None
-        if plan.store and not everything and self.execution.width(width):
+        if plan.store and not everything:
             logits = self._compiled(job, state, buffer)
         if logits is None:
             logits = self.logits(

@@ -43,7 +43,10 @@ def _texts(source: str) -> Iterator[str]:
     """The texts of a file (its lines, or the strings of JSON lines) or of an installed task."""
     path = Path(source)
     if path.is_file():
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        try:
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as error:
+            raise ConfigurationError(f"{path}: {error.strerror or error}.") from None
         for number, line in enumerate(lines, 1):
             if path.suffix != ".jsonl":
                 yield line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -40,7 +41,7 @@ class MultiBlock(BlockSchedule):
         ends = [min(state.first_target + (n + 1) * size, limit) for n in last]
         region = region_of_rows(state, begun, ends, 0, carried is None)
         blocks = (region.positions - state.first_target).div(size, rounding_mode="floor")
-        return Region(region.positions, blocks, region.span, region.starts_block)
+        return replace(region, blocks=blocks)
 
     def committed(self, state: DecodingState, observation: Observation, decision: Decision) -> None:
         memory, size = state.memory(self), self.block_length
