@@ -30,7 +30,9 @@ class EntropyRefresh(CachePolicy):
         if region.starts_block or not uncertain or all(uncertain):
             return ForwardPlan.full(state)
         chosen = state.placed(torch.zeros_like(state.valid), region.positions, True) & state.masked
-        latest = state.committed_at.topk(min(self.recent, state.length), 1)
+        # Positions of one forward have one number: the lower ones go first, in any batch.
+        order = state.committed_at * state.length + state.length - 1 - state.columns
+        latest = order.topk(min(self.recent, state.length), 1)
         chosen = state.placed(chosen, latest.indices, True, latest.values >= 0)
         if not any(uncertain):
             width = min(state.length, region.positions.shape[1] + self.recent)

@@ -13,6 +13,7 @@ from dllm_sampling import (
     CachePolicy,
     DecodingState,
     ForwardPlan,
+    ModelFacts,
     NestedCachePolicy,
     Region,
 )
@@ -44,6 +45,11 @@ class SuffixWindow(CachePolicy):
         self.refuse_without_effect("scale", self.decay is None, "without decay")
         return self
 
+    def begin(self, state: DecodingState, facts: ModelFacts) -> None:
+        # Given text from the first target on, in the row that has most of it.
+        given = state.valid & ~state.targets & (state.columns >= state.first_target)
+        state.memory(self)["given"] = int(given.sum(1).max())
+
     def block_started(self, state: DecodingState, region: Region) -> None:
         if self.decay is not None:
             columns = state.columns.expand(state.batch, -1)
@@ -56,8 +62,8 @@ class SuffixWindow(CachePolicy):
             x = self.decay * distance / max(self.window - 1, 1)
             chance = self.scale * (-0.5 * x**2).exp() / math.sqrt(2 * math.pi)
             near = near & ((state.memory(self)["drawn"] < chance) | (distance < 0))
-        near = near | (state.columns >= state.end_of_targets - self.tail)
-        # What comes behind the targets was given: it is text, not suffix.
+        near = near | (state.columns >= state.end_of_targets[:, None] - self.tail)
+        # What was given, between the targets or behind them, is text and no suffix.
         return near | ~state.targets
 
     def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan:
@@ -78,6 +84,5 @@ class SuffixWindow(CachePolicy):
         if region.span is None:
             return inner.width
         start = inner.positions.start if isinstance(inner.positions, slice) else 0
-        given = state.length - state.end_of_targets
-        seen: int = max(region.span.stop - start, 0) + self.window + self.tail + given
+        seen: int = max(region.span.stop - start, 0) + self.window + self.tail + state.memory(self)["given"]
         return min(inner.width, seen)

@@ -36,7 +36,7 @@ class Windowed(CachePolicy):
     right: int | None = Field(16, ge=0, description="Positions after it; none for all there are.")
     delay: int | None = Field(None, ge=0, description="Positions before the region's last start.")
     prompt: bool = Field(True, description="Whether the window may reach into what precedes the targets.")
-    warmup: int = Field(0, ge=0, description="Forwards at the start of a run that are all refreshes.")
+    warmup: int = Field(0, ge=0, description="A row's first forwards of a run, all refreshes.")
     blocks: bool = Field(True, description="Refresh at the start of a block.")
     interval: int | None = Field(None, ge=1, description="Refresh after so many forwards.")
     commits: int | None = Field(None, ge=1, description="Refresh after so many commits.")
@@ -46,19 +46,23 @@ class Windowed(CachePolicy):
 
     def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan:
         memory, window = state.memory(self), self._window(state, region)
-        counts = state.carried(self) or []
-        due = [self.commits is not None and count >= self.commits for (count,) in counts]
-        if self._refreshes_all(state, region) or (due and all(due)):
-            memory["commits"] = torch.zeros_like(memory["commits"])
-            return ForwardPlan.full(state)
-        if not any(due):
+        due = [self._due(*counts) for counts in state.carried(self) or []]
+        every = self._refreshes_all(state, region) or (bool(due) and all(due))
+        if not every and not any(due):
             return window
-        rows = state.on_device(due).bool()
-        memory["commits"] = memory["commits"].masked_fill(rows, 0)
+        rows = torch.ones_like(state.row_steps).bool() if every else state.on_device(due).bool()
+        # A row that waits for others is computed, but nothing of it is kept: its refresh is still due.
+        works = (state.at(state.masked, region.span or region.positions) & (region.positions >= 0)).any(1)
+        memory["commits"] = memory["commits"].masked_fill(rows & works, 0)
+        if every:
+            return ForwardPlan.full(state)
         return ForwardPlan.of(window.mask(state) | rows[:, None], state.length, refresh=rows)
 
+    def _due(self, commits: int, steps: int) -> bool:
+        return steps < self.warmup or (self.commits is not None and commits >= self.commits)
+
     def _refreshes_all(self, state: DecodingState, region: Region) -> bool:
-        if state.forward_index < max(self.warmup, 1) or (self.blocks and region.starts_block):
+        if state.forward_index == 0 or (self.blocks and region.starts_block):
             return True
         # Counted in forwards of the block: a row's refreshes must not depend on another's commits.
         return self.interval is not None and state.block_forwards % self.interval == 0
@@ -82,7 +86,7 @@ class Windowed(CachePolicy):
         return ForwardPlan.of(inside, min(state.length, width + back + right))
 
     def committed(self, state: DecodingState, observation: Observation, decision: Decision) -> None:
-        if self.commits is not None:
+        if self.commits is not None or self.warmup:
             memory = state.memory(self)
             memory["commits"] = memory["commits"] + decision.commit.sum(1)
-            state.carry(self, memory["commits"][:, None])
+            state.carry(self, torch.stack([memory["commits"], state.row_steps], 1))

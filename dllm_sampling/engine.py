@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dllm_sampling import generation, noise, run_hooks
 from dllm_sampling import prompts as prompting
+from dllm_sampling.answers import check_selected
 from dllm_sampling.backbones.base import Backbone
 from dllm_sampling.errors import DecodingError, PluginError
 from dllm_sampling.generation import Listener
@@ -261,7 +262,7 @@ class Run(Iterator[Step]):
     def _denoise(self, batch: Batch, outcome: Outcome, buffer: KVBuffer) -> Iterator[Step]:
         """The denoising loop."""
         policies = detached(self._policies)
-        hooks = run_hooks.manager(policies).hook
+        hooks, transforms = run_hooks.manager(policies).hook, run_hooks.transforms(policies)
         state = self._start(batch, policies)
         state.targets_in_block = hooks.plan_blocks(state=state)
         hooks.begin(state=state, facts=self._facts)
@@ -273,12 +274,16 @@ class Run(Iterator[Step]):
             canvases = run_hooks.branches(hooks, state, plan)
             forward = self._model.forward(state, region, plan, buffer, self._settings.sampling, canvases)
             observation = forward.observation
-            for transform in policies.transforms:
-                observation = observation.with_logits(transform.transform(state, observation))
+            for transform in transforms:
+                observation = observation.with_logits(transform(state, observation))
             for allowed in hooks.restrict(state=state, observation=observation):
                 observation = observation.restricted(allowed)
-            step = Step(state, region, plan, observation, _decision(hooks, state, observation))
+            decision = _answer(hooks, "select", state=state, observation=observation)
+            step = Step(state, region, plan, observation, _as_decision(decision))
+            made = step.decision
             yield step
+            if step.decision is not made:
+                step.decision = _as_decision(check_selected("Step.decision", step.decision, vars(step)))
             done = state.commit(region, plan, observation, step.decision)
             hooks.committed(state=state, observation=observation, decision=done)
             state.read_back()
@@ -298,7 +303,8 @@ class Run(Iterator[Step]):
     def _start(self, batch: Batch, policies: Policies) -> DecodingState:
         device = self._facts.device
         places = torch.tensor([canvas.place for canvas in batch.canvases])
-        idle = [policies.unmasking.idle_steps(int(c.targets.sum())) for c in batch.canvases]
+        idle_steps = run_hooks.idle_steps(policies)
+        idle = [idle_steps(int(canvas.targets.sum())) for canvas in batch.canvases]
         state = DecodingState(
             tokens=batch.tokens,
             targets=batch.targets,
@@ -314,7 +320,8 @@ class Run(Iterator[Step]):
 
     @staticmethod
     def _region(hooks: Any, state: DecodingState, previous: Region | None) -> Region:
-        region: Region = _answer(hooks, "plan_region", state=state)
+        planned: Region = _answer(hooks, "plan_region", state=state)
+        region = planned.clipped(state)
         if region.starts_block:
             if previous is not None:
                 hooks.block_finished(state=state, region=previous)
@@ -361,15 +368,5 @@ def _answer(hooks: Any, name: str, **arguments: Any) -> Any:
     return answer
 
 
-def _decision(hooks: Any, state: DecodingState, observation: Observation) -> Decision:
-    answer = _answer(hooks, "select", state=state, observation=observation)
-    if isinstance(answer, Decision):
-        return answer
-    if not isinstance(answer, Tensor) or answer.dtype != torch.bool:
-        raise PluginError(f"select returned {answer!r}: it must be a bool tensor or a Decision.")
-    if answer.shape != observation.masked.shape:
-        raise PluginError(
-            f"select returned a mask of shape {list(answer.shape)}; the region is "
-            f"{list(observation.masked.shape)}."
-        )
-    return Decision(answer)
+def _as_decision(selected: Tensor | Decision) -> Decision:
+    return Decision(selected) if isinstance(selected, Tensor) else selected

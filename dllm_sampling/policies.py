@@ -24,8 +24,17 @@ if TYPE_CHECKING:
     from dllm_sampling.state import Decision, DecodingState, ForwardPlan, Region
 
 
+# What a policy of any kind may watch.
+LIFECYCLE = frozenset({"begin", "block_started", "committed", "block_finished", "rows_selected", "end"})
+
+
 class Policy(Named, ABC):
-    """Settings that take part in a run. Subclass one of the kinds below, not this."""
+    """Settings that take part in a run. Subclass one of the kinds below, not this.
+
+    hooks: those of `hookspecs.RunSpec` that a policy of this kind answers; any may watch the lifecycle.
+    """
+
+    hooks: ClassVar[frozenset[str]] = frozenset()
 
     def children(self) -> Iterator[tuple[str, Policy]]:
         """The policies held in this one's fields, with their path."""
@@ -58,6 +67,7 @@ class UnmaskingPolicy(Policy, ABC):
     """Decides which of the freshly predicted positions are committed."""
 
     kind: ClassVar[str] = "unmasking"
+    hooks: ClassVar[frozenset[str]] = frozenset({"select", "canvases"})
 
     @abstractmethod
     def select(self, state: DecodingState, observation: Observation) -> Tensor | Decision:
@@ -68,7 +78,7 @@ class UnmaskingPolicy(Policy, ABC):
         """
 
     def idle_steps(self, targets: int) -> int:
-        """How many steps a row of `targets` may pass without net progress. 0 unless overridden.
+        """How many steps a row of `targets` may pass without net progress, an integer. 0 unless overridden.
 
         A step that commits fewer than it remasks, or as many, costs 1 plus the shortfall.
         """
@@ -79,6 +89,7 @@ class CachePolicy(Policy, ABC):
     """Decides which positions each forward recomputes."""
 
     kind: ClassVar[str] = "cache"
+    hooks: ClassVar[frozenset[str]] = frozenset({"plan_forward"})
 
     @abstractmethod
     def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan:
@@ -89,6 +100,7 @@ class BlockSchedule(Policy, ABC):
     """Decides which span is being worked on."""
 
     kind: ClassVar[str] = "schedule"
+    hooks: ClassVar[frozenset[str]] = frozenset({"plan_region", "plan_blocks", "restrict"})
 
     @abstractmethod
     def plan_region(self, state: DecodingState) -> Region:
@@ -103,6 +115,7 @@ class LogitsTransform(Policy, ABC):
     """Changes the logits before anything reads them. Applied in the order of the config."""
 
     kind: ClassVar[str] = "transforms"
+    hooks: ClassVar[frozenset[str]] = frozenset({"canvases"})
 
     @abstractmethod
     def transform(self, state: DecodingState, observation: Observation) -> Tensor:
@@ -113,10 +126,11 @@ class Wrapper(Policy, ABC):
     """Changes what other policies do: `restrict`, or `wrap_` and the name of a hook."""
 
     kind: ClassVar[str] = "wrappers"
+    hooks: ClassVar[frozenset[str]] = frozenset({"restrict", "canvases"})
 
 
 class Observer(Policy, ABC):
-    """Watches a run through the lifecycle hooks; its answers change nothing."""
+    """Watches a run through the lifecycle hooks, and answers none that decides."""
 
     kind: ClassVar[str] = "observers"
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dllm_sampling import noise
-from dllm_sampling.errors import DecodingError
+from dllm_sampling.errors import DecodingError, DllmSamplingError, PluginError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,6 +70,24 @@ class Region:
         positions = state.columns[start:stop].expand(state.batch, -1)
         blocks = torch.full_like(positions, block)
         return cls(positions, blocks, slice(start, stop), starts_block)
+
+    def clipped(self, state: DecodingState) -> Region:
+        """The same region without what lies behind each row's own last target.
+
+        So a row's region does not depend on how far the canvases beside it reach.
+        """
+        ends, span = state.row_ends, self.span
+        if span is None:
+            if min(ends) == state.length:
+                return self
+        elif min(ends) >= span.stop:
+            return self
+        elif len(set(ends)) == 1:
+            stop = ends[0] - span.start
+            short = slice(span.start, ends[0])
+            return replace(self, positions=self.positions[:, :stop], blocks=self.blocks[:, :stop], span=short)
+        inside = self.positions < state.end_of_targets[:, None]
+        return replace(self, positions=self.positions.where(inside, -1), span=None)
 
 
 @dataclass(frozen=True)
@@ -135,6 +153,19 @@ class ForwardPlan:
             return True
         return self.refresh is True
 
+    def refreshed(self, state: DecodingState) -> Tensor:
+        """The rows of which every visible position is computed, bool `[batch]`."""
+        if self.is_refresh(state.length):
+            return torch.ones_like(state.row_steps).bool()
+        # Of a row's own text, so that padding beside it does not count.
+        seen = state.valid if self.visible is None else state.valid & self.visible
+        if isinstance(self.positions, slice):
+            left_out = seen[:, : self.positions.start].any(1) | seen[:, self.positions.stop :].any(1)
+        else:
+            left_out = (seen & ~self.mask(state)).any(1)
+        whole = ~left_out
+        return whole | self.refresh if isinstance(self.refresh, Tensor) else whole
+
     def mask(self, state: DecodingState) -> Tensor:
         """The planned positions as bool `[batch, length]`."""
         if isinstance(self.positions, slice):
@@ -152,7 +183,7 @@ class Decision:
     tokens: `[batch, region]` ids to write instead of the candidates. Ids that may never be committed
         are replaced by the candidate.
     overwrite: committed targets to write anew, with `tokens`.
-    remask: committed targets to mask again.
+    remask: committed targets to mask again; where a target is in both, this one holds.
     finish: `[batch]`, rows to end now; their open targets become padding.
     """
 
@@ -169,6 +200,8 @@ class DecodingState:
     Tensors have one row a canvas still in the batch. Policies read; only the engine writes.
 
     rows: the canvas's index in the batch as it began, a list.
+    first_target: the column of the first target, the same in every row.
+    row_ends, end_of_targets: the column behind each row's last target, as a list and as a tensor `[batch]`.
     tokens: `[batch, length]`, the mask id at open targets.
     targets, masked: `[batch, length]` bool; a masked position is an open target. A mask token in the
         prompt is text, and not masked in this sense.
@@ -202,7 +235,8 @@ class DecodingState:
         self.columns = torch.arange(length, device=device)
         self.rows = list(range(batch))
         self.first_target = int(targets.any(0).long().argmax())
-        self.end_of_targets = length - int(targets.any(0).flip(0).long().argmax())
+        self.end_of_targets = length - targets.flip(1).long().argmax(1)
+        self.row_ends: list[int] = self.end_of_targets.tolist()
         # The column at which the last of the texts starts.
         self.last_start = int(valid.long().argmax(1).max())
         self.has_padding = not bool(valid.all())
@@ -230,7 +264,7 @@ class DecodingState:
         self._eos = torch.tensor(facts.eos_token_ids, dtype=torch.long, device=device)
         # The column of each row's leftmost open target that still matters; `length` where none does.
         self.next_open: list[int] = []
-        self._troubles = torch.zeros(2, dtype=torch.bool, device=device)
+        self._troubles: list[tuple[Tensor, DllmSamplingError]] = []
         self._sent: dict[str, Tensor] = {}
         self._carried: dict[str, list[list[int]]] = {}
 
@@ -302,11 +336,24 @@ class DecodingState:
 
         To be called in any hook of a step up to `committed`; `carried` has them from the next step on.
         """
-        self._sent[self._slot(policy)] = values.long()
+        slot = self._slot(policy)
+        if values.ndim != 2 or len(values) != self.batch or values.is_floating_point():
+            raise PluginError(
+                f"{type(policy).__name__} ({slot}) carries {values.dtype} {list(values.shape)}; it must be "
+                f"integers [{self.batch}, any]."
+            )
+        self._sent[slot] = values.long()
 
     def carried(self, policy: object) -> list[list[int]] | None:
         """What the policy carried last, a list of integers for each row now in the batch; None at first."""
         return self._carried.get(self._slot(policy))
+
+    def trouble(self, found: Tensor, error: DllmSamplingError) -> None:
+        """Raise `error` when this step is read back, if the bool scalar `found` is true.
+
+        So the values of tensors are checked without waiting for the device.
+        """
+        self._troubles.append((found, error))
 
     def gather(self, values: Tensor, positions: Tensor) -> Tensor:
         """`values [batch, length]` at `positions [batch, n]`; entry 0's value where a position is -1."""
@@ -366,8 +413,10 @@ class DecodingState:
         forced. So no row takes more than idle_steps + targets steps.
         """
         active = observation.masked.any(1)
+        # A row that waits for others is not written, so that what it gets does not depend on them.
+        changeable = observation.committed & active[:, None]
         commit = decision.commit & observation.eligible
-        remask = None if decision.remask is None else decision.remask & observation.committed
+        remask = None if decision.remask is None else decision.remask & changeable
         gain = commit.sum(1)
         idle = gain == 0
         cost = 1 - gain if remask is None else 1 - gain + remask.sum(1)
@@ -384,7 +433,7 @@ class DecodingState:
             remask = remask & ~broke[:, None]
         written, overwrite = commit, decision.overwrite
         if overwrite is not None:
-            overwrite = overwrite & observation.committed
+            overwrite = overwrite & changeable
             overwrite = overwrite if remask is None else overwrite & ~remask
             written = commit | overwrite
         confidence = observation.log_confidence_of(tokens).exp().float()
@@ -399,21 +448,42 @@ class DecodingState:
             self._write(region, self._masked, True, remask)
             self.row_remasks = self.row_remasks + remask.sum(1)
         if decision.finish is not None:
-            self._ended = self._ended | decision.finish
+            self._ended = self._ended | (decision.finish & active)
         self.row_forced = self.row_forced + forced.sum(1)
         self.row_steps = self.row_steps + active
         self.block_steps = self.block_steps + active
         self.forward_index += 1
         self.block_forwards += 1
-        if plan.is_refresh(self.length):
-            self.row_refreshes = self.row_refreshes + active
-        elif isinstance(plan.refresh, Tensor):
-            self.row_refreshes = self.row_refreshes + (active & plan.refresh)
+        self.row_refreshes = self.row_refreshes + (active & plan.refreshed(self))
 
-        stuck = broke & idle & ~forced.any(1)
-        broken = observation.log_confidence.isnan() & observation.masked & observation.fresh
-        self._troubles = torch.stack([broken.any(), stuck.any()])
+        self._note_troubles(observation, active, stuck=broke & idle & ~forced.any(1))
         return Decision(commit, tokens, overwrite, remask, decision.finish)
+
+    def _note_troubles(self, observation: Observation, active: Tensor, stuck: Tensor) -> None:
+        """What would go wrong for ever, or has gone wrong in the model."""
+        forward = self.forward_index - 1
+        broken = observation.log_confidence.isnan() & observation.masked & observation.fresh
+        self.trouble(
+            broken.any(),
+            DecodingError(
+                f"the logits of forward {forward} hold NaN, or nothing but minus infinity: the weights, the "
+                "dtype, a visible set or a logits transform are broken."
+            ),
+        )
+        self.trouble(
+            stuck.any(),
+            DecodingError(
+                f"forward {forward} predicted none of a row's open targets: the cache policy did not "
+                "recompute them, or the region held none that may be written."
+            ),
+        )
+        self.trouble(
+            ~active.any(),
+            PluginError(
+                f"the region of forward {forward} held no open target of any row, so nothing could be "
+                "committed: the block schedule, or a wrapper around plan_region, must offer one."
+            ),
+        )
 
     def read_back(self) -> None:
         """Learn which rows are done, and whether the last commit met trouble."""
@@ -426,24 +496,19 @@ class DecodingState:
         self.masked.logical_and_((first < self.length)[:, None])
         # The one host synchronisation of a step.
         sent = [values.flatten() for values in self._sent.values()]
-        numbers = torch.cat([self._troubles.long(), first, *sent]).tolist()
-        broken, stuck, *numbers = numbers
+        troubles, self._troubles = self._troubles, []
+        flags = [torch.stack([found for found, _ in troubles]).long()] if troubles else []
+        numbers = torch.cat([*flags, first, *sent]).tolist()
+        for (_, error), found in zip(troubles, numbers, strict=False):
+            if found:
+                raise error
+        numbers = numbers[len(troubles) :]
         self.next_open, numbers = numbers[: self.batch], numbers[self.batch :]
         for slot, values in self._sent.items():
             rows, width = values.shape
             self._carried[slot] = [numbers[i * width : (i + 1) * width] for i in range(rows)]
             numbers = numbers[rows * width :]
         self._sent = {}
-        if broken:
-            raise DecodingError(
-                f"the logits of forward {self.forward_index - 1} hold NaN: the weights, the dtype or a "
-                "logits transform are broken."
-            )
-        if stuck:
-            raise DecodingError(
-                f"forward {self.forward_index - 1} predicted none of a row's open targets: the cache "
-                "policy did not recompute them, or the region held none that may be written."
-            )
 
     def end_rows(self, rows: Tensor) -> None:
         """End rows, bool `[batch]`, between two steps: their text ends before their leftmost open target."""
@@ -455,17 +520,23 @@ class DecodingState:
 
     def select_rows(self, keep: Sequence[int]) -> Tensor:
         """Drop all rows but `keep` (indices into the current batch); return them as a tensor."""
-        index = row_index(keep, self._tokens.device)
+        index, batch = row_index(keep, self._tokens.device), self.batch
         self.rows = [self.rows[i] for i in keep]
         self.next_open = [self.next_open[i] for i in keep]
+        self.row_ends = [self.row_ends[i] for i in keep]
         self._carried = {slot: [rows[i] for i in keep] for slot, rows in self._carried.items()}
         for name in _ROW_TENSORS:
             setattr(self, name, getattr(self, name).index_select(0, index))
         if self.targets_in_block is not None:
             self.targets_in_block = self.targets_in_block.index_select(0, index)
-        for memory in self._memories.values():
+        for slot, memory in self._memories.items():
             for key, value in memory.items():
                 if isinstance(value, Tensor):
+                    if value.ndim == 0 or len(value) != batch:
+                        raise PluginError(
+                            f"{slot} remembers {key!r} as a tensor {list(value.shape)}: its first dimension "
+                            f"must be the batch, {batch}."
+                        )
                     memory[key] = value.index_select(0, index)
         return index
 
@@ -484,6 +555,7 @@ class DecodingState:
 _ROW_TENSORS = (
     "_tokens", "_targets", "_masked", "_valid", "_position_ids", "_committed_at", "_confidence",
     "seeds", "row_steps", "block_steps", "row_forced", "row_remasks", "row_refreshes", "idle_left", "_ended",
+    "end_of_targets",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -30,30 +31,33 @@ class Dilated(UnmaskingPolicy):
         return targets
 
     def block_started(self, state: DecodingState, region: Region) -> None:
-        rounds = dilated_rounds(region.positions.shape[1], self.base)
-        round_of = {k: number for number, members in enumerate(rounds) for k in members}
-        memory = state.memory(self)
-        memory["round"] = state.on_device([round_of[k] for k in sorted(round_of)]).expand(state.batch, -1)
-        memory["last"] = len(rounds) - 1
+        memory, inside = state.memory(self), region.positions >= 0
+        # A row's own length decides, which may be less than that of the rows beside it.
+        length = inside.sum(1, keepdim=True).clamp_min(1)
+        memory["start"] = region.positions.masked_fill(~inside, state.length).amin(1, keepdim=True)
+        memory["length"], memory["round"] = length, dilated_rounds(length, inside.shape[1], self.base)
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
         memory, clock = state.memory(self), state.block_steps[:, None]
-        sure = observation.log_confidence >= log_of(self.skip)
-        due: Tensor = memory["round"] <= clock
-        last: Tensor = clock >= memory["last"]
-        return (due & sure) | last
+        # Places behind the block, where a region goes on, repeat its pattern.
+        place = (observation.positions - memory["start"]) % memory["length"]
+        due: Tensor = memory["round"].gather(1, place) <= clock
+        last: Tensor = clock >= memory["round"].amax(1, keepdim=True)
+        return (due & (observation.log_confidence >= log_of(self.skip))) | last
 
 
-def dilated_rounds(length: int, base: int) -> list[list[int]]:
-    """The places of a block of `length` in the order of the rounds."""
-    rounds: list[list[int]] = []
-    left, stride = set(range(length)), length // base
-    while left:
-        members = [k for k in sorted(left) if stride <= 1 or k % stride == 0]
-        left -= set(members)
-        if members:
-            rounds.append(members)
-        stride //= base
-    if len(rounds) > 1 and len(rounds[-1]) < len(rounds[-2]):
-        rounds[-2:] = [rounds[-2] + rounds[-1]]
-    return rounds
+def dilated_rounds(length: Tensor, width: int, base: int) -> Tensor:
+    """The round of each place of blocks of `length [batch, 1]`, `[batch, width]`; -1 behind their ends."""
+    place = torch.arange(width, device=length.device).expand(len(length), -1)
+    left, stride = place < length, length // base
+    rounds, number = torch.full_like(place, -1), torch.full_like(length, -1)
+    before = now = torch.zeros_like(length)
+    for _ in range(width.bit_length()):  # the stride is at most halved so often
+        members = left & ((stride <= 1) | (place % stride.clamp_min(1) == 0))
+        size = members.sum(1, keepdim=True)
+        number = number + (size > 0)
+        rounds = torch.where(members, number, rounds)
+        before, now = torch.where(size > 0, now, before), torch.where(size > 0, size, now)
+        left, stride = left & ~members, stride // base
+    merged = (rounds == number) & (number > 0) & (now < before)
+    return rounds - merged.long()

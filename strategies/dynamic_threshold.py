@@ -36,7 +36,8 @@ class DynamicThreshold(UnmaskingPolicy):
 
     def _open_share(self, state: DecodingState, observation: Observation) -> Tensor:
         end = observation.positions.amax(1, keepdim=True) + 1
-        near, tail = state.columns < end + self.window, state.columns >= state.end_of_targets - self.tail
+        near = state.columns < end + self.window
+        tail = state.columns >= state.end_of_targets[:, None] - self.tail
         behind = state.targets & (state.columns >= end) & (near | tail)
         seen = torch.cat([observation.masked | observation.committed, behind], 1)
         still_open = torch.cat([observation.masked, behind & state.masked], 1)

@@ -148,9 +148,9 @@ def test_an_argument_no_hook_has_is_refused():
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda o: o.log_confidence, "bool tensor or a Decision"),
-        (lambda o: o.masked[:, :1], "the region is"),
-        (lambda o: None, "select returned None"),
+        (lambda o: o.log_confidence, "a tensor torch.float32"),
+        (lambda o: o.masked[:, :1], r"torch.bool \[1, 1\]; it must be torch.bool \[1, 4\]"),
+        (lambda o: None, "Wrong.select .unmasking. answered None; it must be a bool tensor or a Decision"),
     ],
 )
 def test_what_select_may_not_return(answer, message):

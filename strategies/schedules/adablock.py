@@ -35,15 +35,19 @@ class AdaBlock(BlockSchedule):
         state.memory(self)["ids"] = torch.tensor(ids, device=facts.device).expand(state.batch, -1)
 
     def plan_region(self, state: DecodingState) -> Region:
-        memory, limit = state.memory(self), state.end_of_targets
+        memory = state.memory(self)
         bounds = state.carried(self) or [[0, 0]] * state.batch
         memory["first"] = all(at >= end for at, (_, end) in zip(state.next_open, bounds, strict=True))
         if memory["first"]:
             memory["block"] = memory.get("block", -1) + 1
-            wide = max(int(self.share * (limit - state.first_target)), self.block_length)
-            bounds = [[min(at, limit), min(at + wide, limit)] for at in state.next_open]
+            shown = [max(self._window(end, state), self.block_length) for end in state.row_ends]
+            begun = zip(state.next_open, shown, state.row_ends, strict=True)
+            bounds = [[min(at, end), min(at + wide, end)] for at, wide, end in begun]
         starts, ends = [start for start, _ in bounds], [end for _, end in bounds]
         return region_of_rows(state, starts, ends, memory["block"], memory["first"])
+
+    def _window(self, end: int, state: DecodingState) -> int:
+        return int(self.share * (end - state.first_target))
 
     def restrict(self, state: DecodingState, observation: Observation) -> Tensor:
         if not state.memory(self)["first"]:
@@ -51,7 +55,7 @@ class AdaBlock(BlockSchedule):
         ids = state.memory(self)["ids"]
         positions = observation.positions
         start = positions.masked_fill(positions < 0, state.length).amin(1, keepdim=True)
-        window = int(self.share * (state.end_of_targets - state.first_target))
+        window = state.on_device([[self._window(end, state)] for end in state.row_ends])
         ends_here = (observation.tokens[..., None] == ids[:, None, :]).any(-1)
         ends_here = ends_here & observation.eligible & (positions < start + window)
         score = observation.log_confidence.masked_fill(~ends_here, -torch.inf)
@@ -59,6 +63,6 @@ class AdaBlock(BlockSchedule):
         sure = score.gather(1, best).exp() >= self.threshold
         sure = sure & ends_here.any(1, keepdim=True)
         end = torch.where(sure, positions.gather(1, best) + 1, start + self.block_length)
-        end = end.clamp_max(state.end_of_targets)
+        end = end.minimum(state.end_of_targets[:, None])
         state.carry(self, torch.cat([start, end], 1))
         return positions < end

@@ -30,11 +30,11 @@ class FixedBlocks(BlockSchedule):
         starts = memory.get("block") != block
         memory["block"] = block
         start = state.first_target + block * self.block_length
-        stop = min(start + self.block_length, state.end_of_targets)
+        stop = min(start + self.block_length, state.length)
         return Region.between(state, start, stop, block=block, starts_block=starts)
 
     def plan_blocks(self, state: DecodingState) -> Tensor:
-        targets = state.targets[:, state.first_target : state.end_of_targets].long()
+        targets = state.targets[:, state.first_target :].long()
         padding = -targets.shape[1] % self.block_length
         padded = targets.new_zeros(state.batch, targets.shape[1] + padding)
         padded[:, : targets.shape[1]] = targets

@@ -34,21 +34,25 @@ class MultiBlock(BlockSchedule):
         state.memory(self)["last"] = torch.zeros_like(state.row_steps)
 
     def plan_region(self, state: DecodingState) -> Region:
-        limit, size = state.end_of_targets, self.block_length
-        carried = state.carried(self)
+        carried, size = state.carried(self), self.block_length
         last = [n for (n,) in carried or [[0]] * state.batch]
-        begun = [min(at, limit) for at in state.next_open]
-        ends = [min(state.first_target + (n + 1) * size, limit) for n in last]
+        begun = [min(at, end) for at, end in zip(state.next_open, state.row_ends, strict=True)]
+        ends = [
+            min(state.first_target + (n + 1) * size, end) for n, end in zip(last, state.row_ends, strict=True)
+        ]
         region = region_of_rows(state, begun, ends, 0, carried is None)
         blocks = (region.positions - state.first_target).div(size, rounding_mode="floor")
         return replace(region, blocks=blocks)
 
     def committed(self, state: DecodingState, observation: Observation, decision: Decision) -> None:
         memory, size = state.memory(self), self.block_length
-        blocks = -(-(state.end_of_targets - state.first_target) // size)
-        start = (state.first_target + memory["last"] * size)[:, None]
-        inside = (state.columns >= start) & (state.columns < start + size) & state.targets
+        place = state.columns - state.first_target
+        final = (state.end_of_targets - 1 - state.first_target) // size
+        start = (memory["last"] * size)[:, None]
+        inside = (place >= start) & (place < start + size) & state.targets
         done = (inside & ~state.masked).sum(1)
-        opens = (done >= self.add * inside.sum(1)) & (memory["last"] + 1 < blocks)
-        memory["last"] = memory["last"] + opens
+        opened = memory["last"] + (done >= self.add * inside.sum(1))
+        # A block without targets is passed over: the leftmost open target is always worked on.
+        leftmost = torch.where(state.masked, place, state.length).amin(1)
+        memory["last"] = opened.maximum(leftmost // size).minimum(final)
         state.carry(self, memory["last"][:, None])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from dllm_sampling.strategies.schedules.ragged import region_of_rows
 from pydantic import Field
+from torch import Tensor
 
 from dllm_sampling import BlockSchedule, Decision, DecodingState, Observation, Region
 
@@ -16,8 +18,8 @@ class Sliding(BlockSchedule):
     So `block_length` open targets are always offered, until the canvas ends. There are no blocks and no
     refreshes by blocks: with a cache use `windowed` with commits, or `interval`. Rows move on their own.
     Needs a region of each row, and counts carried by the read-back.
-    Rule: [s, min(first target + block_length + commits, end)), s the leftmost open target, at most
-    `longest` positions.
+    Rule: from the leftmost open target to the target number block_length + commits, or the last one; at
+    most `longest` positions.
     Source: DSB (arXiv:2602.05992) and its code; greedy without `longest`, constant with
     longest = block_length.
     """
@@ -27,15 +29,18 @@ class Sliding(BlockSchedule):
     longest: int | None = Field(None, ge=1, description="Most positions from the first to the last offered.")
 
     def plan_region(self, state: DecodingState) -> Region:
-        memory, limit = state.memory(self), state.end_of_targets
-        commits = [n for (n,) in state.carried(self) or [[0]] * state.batch]
-        begun = [min(at, limit) for at in state.next_open]
-        ends = [min(state.first_target + self.block_length + n, limit) for n in commits]
+        carried = state.carried(self)
+        ends = [end for (end,) in carried or self._ends(state).tolist()]
+        begun = [min(at, end) for at, end in zip(state.next_open, ends, strict=True)]
         if self.longest is not None:
             ends = [min(end, start + self.longest) for start, end in zip(begun, ends, strict=True)]
-        first = "begun" not in memory
-        memory["begun"] = True
-        return region_of_rows(state, begun, ends, 0, first)
+        return region_of_rows(state, begun, ends, 0, carried is None)
+
+    def _ends(self, state: DecodingState) -> Tensor:
+        """Behind the target until which `block_length` are offered, `[batch, 1]`."""
+        commits = (state.targets & ~state.masked).sum(1, keepdim=True)
+        offered = state.targets & (state.targets.cumsum(1) <= commits + self.block_length)
+        return torch.where(offered, state.columns + 1, 0).amax(1, keepdim=True)
 
     def committed(self, state: DecodingState, observation: Observation, decision: Decision) -> None:
-        state.carry(self, (state.targets & ~state.masked).sum(1, keepdim=True))
+        state.carry(self, self._ends(state))

@@ -22,7 +22,7 @@ class WholeCanvas(BlockSchedule):
         memory = state.memory(self)
         starts = "started" not in memory
         memory["started"] = True
-        return Region.between(state, state.first_target, state.end_of_targets, starts_block=starts)
+        return Region.between(state, state.first_target, state.length, starts_block=starts)
 
     def plan_blocks(self, state: DecodingState) -> Tensor:
         return state.targets.sum(1, keepdim=True)

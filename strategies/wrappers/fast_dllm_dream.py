@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from dllm_sampling import DecodingState, Observation, Region, Wrapper
+from dllm_sampling import Decision, DecodingState, Observation, Region, Wrapper
 
 
 class FastDllmDream(Wrapper):
-    """Commit the first position of a block on its refresh, and nothing else there.
+    """Commit the first open position of a block on its refresh, and nothing else there.
 
     The published caches for Dream recompute [s, e) only, whose rows predict (s, e]: so s is committed
     from the refresh alone, whatever its confidence, and the position before the block is never
-    recomputed. Without this wrapper the engine recomputes it and needs no exception. For `fixed_blocks`.
-    Needs `wrap_plan_region`, `restrict`, and regions that are one span for all rows.
-    Rule: on the refresh of a block [s, e) only s is eligible; afterwards the region is [s + 1, e).
+    recomputed. Without this wrapper the engine recomputes it and needs no exception.
+    Needs `wrap_plan_region` and `wrap_select`.
+    Rule: on the refresh of a block [s, e) commit s; afterwards the region is [s + 1, e).
     Source: Fast-dLLM's code for Dream (arXiv:2505.22618); NVlabs/Fast-dLLM issues 20 and 61.
     """
 
@@ -26,11 +26,24 @@ class FastDllmDream(Wrapper):
 
     def wrap_plan_region(self, state: DecodingState) -> Generator[None, Region, Region]:
         region = yield
-        if region.starts_block or region.span is None:
+        memory, span, positions = state.memory(self), region.span, region.positions
+        if region.starts_block:
+            memory["span"] = span and span.start
+            memory["start"] = positions.masked_fill(positions < 0, state.length).amin(1, keepdim=True)
             return region
-        start, stop = region.span.start + 1, region.span.stop
-        return Region(region.positions[:, 1:], region.blocks[:, 1:], slice(start, stop))
+        if span is not None and memory["span"] is not None:
+            if span.start != memory["span"]:
+                return region  # it has moved on
+            if min(state.next_open) > span.start:
+                return Region(positions[:, 1:], region.blocks[:, 1:], slice(span.start + 1, span.stop))
+        # Rows differ, or one was given no commit there: it keeps the first position in reach.
+        done = (positions == memory["start"]) & ~state.gather(state.masked, positions)
+        return replace(region, positions=positions.masked_fill(done, -1), span=None)
 
-    def restrict(self, state: DecodingState, observation: Observation) -> Tensor:
-        first = observation.positions == observation.positions.amin(1, keepdim=True)
-        return first if state.block_forwards == 0 else torch.ones_like(first)
+    def wrap_select(
+        self, state: DecodingState, observation: Observation
+    ) -> Generator[None, Tensor | Decision, Tensor | Decision]:
+        chosen = yield
+        if state.block_forwards > 0:
+            return chosen
+        return observation.masked & (observation.masked.cumsum(1) == 1)
