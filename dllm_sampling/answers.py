@@ -167,7 +167,7 @@ def described(value: object) -> str:
     """A value in an error: a tensor by dtype and shape, anything else shortened."""
     if isinstance(value, Tensor):
         return f"a tensor {value.dtype} {list(value.shape)}"
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -314,6 +314,7 @@ class Run(Iterator[Step]):
             facts=self._facts,
             slots={id(policy): path for path, policy, _ in run_hooks.slots(policies)},
             stop_at_eos=self._stop_at_eos,
+            names={"schedule": policies.schedule.name, "cache": policies.cache.name},
         )
         state.read_back()
         return state

@@ -156,9 +156,10 @@ def _hook_methods(policy: Policy, path: str, held: bool) -> dict[str, Any]:
         if hook not in names or function in _BASE_METHODS:
             continue
         if not _may_answer(policy, name):
+            own = ", ".join(sorted(policy.hooks | LIFECYCLE))
             raise PluginError(
-                f"{who} ({path}): a policy of this kind does not answer {name}; its hooks are "
-                f"{', '.join(sorted(policy.hooks | LIFECYCLE))}. Methods that begin with wrap_ are a Wrapper's."
+                f"{who} ({path}): a policy of this kind does not answer {name}; its hooks are {own}. "
+                "Methods that begin with wrap_ are a Wrapper's."
             )
         if held and hook not in _ANSWERED_WHEN_HELD:
             continue

@@ -226,6 +226,7 @@ class DecodingState:
         facts: ModelFacts,
         slots: Mapping[int, str],
         stop_at_eos: bool,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         batch, length = tokens.shape
         device = tokens.device
@@ -260,6 +261,7 @@ class DecodingState:
         self.idle_left = idle_steps
         self._ended = torch.zeros(batch, dtype=torch.bool, device=device)
         self._slots = slots
+        self._names = names or {}  # of the policies by role, for what they are blamed for
         self._memories: dict[str, Memory] = {slot: {} for slot in slots.values()}
         self._eos = torch.tensor(facts.eos_token_ids, dtype=torch.long, device=device)
         # The column of each row's leftmost open target that still matters; `length` where none does.
@@ -473,15 +475,16 @@ class DecodingState:
         self.trouble(
             stuck.any(),
             DecodingError(
-                f"forward {forward} predicted none of a row's open targets: the cache policy did not "
-                "recompute them, or the region held none that may be written."
+                f"forward {forward} predicted none of a row's open targets: the cache policy "
+                f"{self._names.get('cache')!r} did not recompute them."
             ),
         )
         self.trouble(
             ~active.any(),
             PluginError(
                 f"the region of forward {forward} held no open target of any row, so nothing could be "
-                "committed: the block schedule, or a wrapper around plan_region, must offer one."
+                f"committed: the block schedule {self._names.get('schedule')!r}, or a wrapper around its "
+                "plan_region, must offer one."
             ),
         )
 
