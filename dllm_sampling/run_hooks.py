@@ -13,7 +13,7 @@ import pluggy
 import torch
 from torch import Tensor
 
-from dllm_sampling.answers import CHECKS
+from dllm_sampling.answers import CHECKS, described
 from dllm_sampling.errors import DllmSamplingError, PluginError, unknown_name
 from dllm_sampling.hookspecs import PROJECT, RunSpec, hook_names
 from dllm_sampling.observation import Observation
@@ -33,7 +33,7 @@ from dllm_sampling.state import DecodingState, ForwardPlan
 
 _WRAP = "wrap_"
 # Hooks that a policy held by another one answers itself. The rest its holder calls, or not.
-_ANSWERED_WHEN_HELD = LIFECYCLE | {"canvases"}
+ANSWERED_WHEN_HELD = LIFECYCLE | {"canvases"}
 
 
 class _Slot(SimpleNamespace):
@@ -161,7 +161,7 @@ def _hook_methods(policy: Policy, path: str, held: bool) -> dict[str, Any]:
                 f"{who} ({path}): a policy of this kind does not answer {name}; its hooks are {own}. "
                 "Methods that begin with wrap_ are a Wrapper's."
             )
-        if held and hook not in _ANSWERED_WHEN_HELD:
+        if held and hook not in ANSWERED_WHEN_HELD:
             continue
         methods[name] = _bridged(policy, path, name, hook)
     return methods
@@ -199,6 +199,11 @@ def _asked(policy: Policy, path: str, name: str, arguments: tuple[str, ...]) -> 
     def checked(answer: Any, given: tuple[Any, ...]) -> Any:
         return answer if check is None else check(who, answer, dict(zip(arguments, given, strict=True)))
 
+    def checked_each(answers: Any, given: tuple[Any, ...]) -> Any:
+        if not isinstance(answers, list):
+            raise PluginError(f"{who} answered {described(answers)}; it must be a list of answers.")
+        return [checked(answer, given) for answer in answers]
+
     if not name.startswith(_WRAP):
 
         def ask(*given: Any) -> Any:
@@ -210,11 +215,18 @@ def _asked(policy: Policy, path: str, name: str, arguments: tuple[str, ...]) -> 
     if not inspect.isgeneratorfunction(method):
         raise PluginError(f"{who} must be a generator with one yield, which gives it what it wraps.")
 
+    wrapped = getattr(RunSpec, name.removeprefix(_WRAP))
+    check_answer = checked if _is_first_result(wrapped) or check is None else checked_each
+
     def ask_around(*given: Any) -> Generator[Any, Any, Any]:
         with _Blamed(who, method):
-            return checked((yield from method(*[given[place] for place in places])), given)
+            return check_answer((yield from method(*[given[place] for place in places])), given)
 
     return ask_around
+
+
+def _is_first_result(hook: Any) -> bool:
+    return bool(getattr(hook, f"{PROJECT}_spec")["firstresult"])
 
 
 def _taken(method: Any, who: str, arguments: tuple[str, ...]) -> list[str]:

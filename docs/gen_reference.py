@@ -25,6 +25,7 @@ from dllm_sampling import hookspecs, run_hooks
 from dllm_sampling.cli.app import app
 from dllm_sampling.hookspecs import HOOK_VERSION, DiscoverySpec, RunSpec
 from dllm_sampling.plugins import HOOK_KINDS, KIND_TITLES
+from dllm_sampling.policies import KINDS, LIFECYCLE
 
 ROOT = Path(__file__).parent.parent
 Often = Literal["batch", "block", "step", "rows"]
@@ -188,8 +189,9 @@ def hooks_page() -> str:
         "module may say which one it was written for: `HOOK_VERSION = 1`; another one is refused.\n",
         "## Hooks of a run\n",
         "Methods of a policy, found by name: nothing is decorated. A method may leave out arguments that it "
-        "does not need; an unknown argument name is an error. `self` is the policy: frozen settings, which "
-        "keep what they remember in `state.memory(self)`.\n",
+        "does not need; an unknown argument name is an error, and so is a hook that policies of another kind "
+        "answer. Answers are checked: dtype and shape at once, values when the step is read back. "
+        "`self` is the policy: frozen settings, which keep what they remember in `state.memory(self)`.\n",
         "**Around a hook.** A method `wrap_` and a hook's name is a generator with one `yield`. The `yield` "
         "gives it the hook's answer (of hooks whose answers all count, the list of them), and what it "
         "returns takes its place. Of several wrappers the later one in the config stands around "
@@ -207,7 +209,7 @@ def hooks_page() -> str:
         facts = RUN_HOOKS[name]
         held = (
             "Policies that another one holds in a field are asked, too."
-            if name in run_hooks._LIFECYCLE
+            if name in run_hooks.ANSWERED_WHEN_HELD
             else "Of a policy that another one holds in a field, only the holder can ask it."
         )
         parts += [
@@ -217,6 +219,7 @@ def hooks_page() -> str:
             "",
             f"- **When**: {facts.when}",
             f"- **How often**: {OFTEN[facts.often]}.",
+            f"- **Answered by**: {answered_by(name)}.",
             f"- **Answer**: {facts.answer}",
             f"- **May change**: {facts.may_change}",
             f"- **Held policies**: {held}\n",
@@ -252,6 +255,13 @@ def hooks_page() -> str:
 
 def _hooks(spec: type) -> dict[str, Any]:
     return {name: function for name, function in vars(spec).items() if not name.startswith("_")}
+
+
+def answered_by(hook: str) -> str:
+    """The kinds of policies that may answer a hook; a wrapper may stand around any."""
+    if hook in LIFECYCLE:
+        return "policies of every kind"
+    return ", ".join(kind.__name__ for kind in KINDS if hook in kind.hooks)
 
 
 def _first_result(function: Any) -> bool:

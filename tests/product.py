@@ -70,7 +70,7 @@ def policy(rng, kind, depth=0):
     cls = classes[rng.choice(names)]
     drawn = {"name": cls.name}
     for name, field in cls.model_fields.items():
-        if name in WHOLE and rng.random() < 0.5:
+        if name in WHOLE and (field.default is not None or rng.random() < 0.5):
             drawn[name] = rng.randint(WHOLE[name] // 2, WHOLE[name])
         elif field.is_required() or rng.random() < 0.5 or name == "delimiters":  # by default text
             drawn[name] = _value(rng, field.annotation, field.metadata, depth)

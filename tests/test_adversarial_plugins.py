@@ -514,3 +514,29 @@ def test_random_answers_end_or_are_refused(seed):
         refusal = None
         assert int(result.row_forwards.max()) <= GEN + 3
     assert refusal is None or "adversary" in refusal
+
+
+def test_answers_that_all_count_are_wrapped_as_a_list():
+    seen = []
+
+    def wrap_restrict(self, state, observation):
+        answers = yield
+        seen.append(len(answers))
+        return [*answers, observation.positions < 5]
+
+    wrappers = [
+        made(Wrapper, restrict=lambda self, observation: observation.masked, wrap_restrict=wrap_restrict)
+    ]
+    steps = Sampler(tiny_model(), wrappers=wrappers, stop_at_eos=False).steps(PROMPTS, GEN)
+    assert not next(steps).observation.eligible[:, 2:].any()
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("answer", [None, torch.ones(2, 8).bool(), [torch.ones(2, 8)], [None]])
+def test_wrapped_lists_are_checked_by_name(answer):
+    def wrap_restrict(self):
+        yield
+        return answer
+
+    with pytest.raises(PluginError, match=r"Adversary\.wrap_restrict"):
+        run(wrappers=[made(Wrapper, wrap_restrict=wrap_restrict)])
