@@ -30,6 +30,8 @@ from dllm_sampling import (
     DecodingError,
     ForwardPlan,
     LogitsTransform,
+    NestedCachePolicy,
+    Observer,
     PluginError,
     Sampler,
     UnmaskingPolicy,
@@ -497,3 +499,83 @@ def test_what_a_held_policy_decides_besides_is_kept(name):
     held = {"early_commit": EarlyCommit(policy=Ending(), gaps=(1e9, 1e9, 1e9)),
             "sched": SchED(policy=Ending(), high=1e9, low=1e9)}[name]  # fmt: skip
     assert Sampler(tiny_model(), unmasking=held).generate(prompts_of([4, 9]), 24).forwards == 3
+
+
+@pytest.mark.parametrize("settings", [{"window": 0, "tail": 0}, {"window": 1, "tail": 0, "decay": 2.0}])
+@pytest.mark.parametrize("inner", ["none", "prefix", "dual", {"name": "interval", "policy": "dual"}])
+def test_given_text_between_and_behind_the_targets_is_never_taken_for_suffix(settings, inner):
+    """Only open targets behind the region are suffix: a canvas to fill in holds text there too."""
+    canvases = [[7] * 16, [9] * 11]
+    targets = [[column in (2, 3, 8, 13) for column in range(16)], [column in (1, 9) for column in range(11)]]
+    sampler = Sampler(
+        tiny_model(), cache={"name": "suffix_window", "policy": inner, **settings}, unmasking="fixed_k",
+        schedule={"name": "fixed_blocks", "block_length": 4},
+    )  # fmt: skip
+    seen = []
+
+    class Watch(CachePolicy):
+        """Notes what another cache policy lets a forward see."""
+
+        name: ClassVar[str] = "watch"
+        policy: NestedCachePolicy
+
+        def plan_forward(self, state, region):
+            plan = self.policy.plan_forward(state, region)
+            given = state.valid & ~state.targets
+            assert bool((plan.visible | ~given).all())
+            behind = state.columns > region.positions.amax(1, keepdim=True)
+            seen.append(int((behind & state.masked & plan.visible).sum()))
+            return plan
+
+    settings = {**sampler.config, "cache": Watch(policy=sampler.settings.cache)}
+    Sampler(tiny_model(), **settings).infill(canvases, targets)
+    assert len(seen) >= 4
+    assert max(seen) <= settings["cache"].policy.window * 2
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"name": "sliding", "block_length": 2},
+        {"name": "sliding", "block_length": 3, "longest": 3},
+        {"name": "multi_block", "block_length": 2, "add": 0.5},
+        {"name": "adablock", "block_length": 2, "delimiters": [5, 9]},
+        {"name": "fixed_blocks", "block_length": 3},
+        "whole_canvas",
+    ],
+)
+def test_gaps_between_targets_are_passed_over(schedule):
+    """Long given stretches, of different lengths in the rows, leave no region without an open target."""
+    generator = torch.Generator().manual_seed(3)
+    canvases = [torch.randint(0, 60, (n,), generator=generator).tolist() for n in (30, 12, 21)]
+    targets = [
+        [c in wanted for c in range(len(row))]
+        for row, wanted in zip(canvases, ((1, 28), (0, 5, 11), (20,)), strict=True)
+    ]
+    sampler = Sampler(tiny_model(), schedule=schedule, unmasking="fixed_k", stop_at_eos=False)
+    result = sampler.infill(canvases, targets)
+    assert int(result.row_forwards.sum()) <= 6
+    for row, (canvas, marks) in enumerate(zip(canvases, targets, strict=True)):
+        mark = torch.tensor(marks)
+        assert bool((result.forward_of_position[row, : len(mark)][mark] >= 0).all())
+        assert torch.equal(result.sequences[row, : len(mark)][~mark], torch.tensor(canvas)[~mark])
+
+
+def test_sliding_offers_so_many_open_targets_wherever_they_are():
+    canvas = [[7] * 20]
+    targets = [[column % 3 == 1 for column in range(20)]]
+    sampler = Sampler(tiny_model(), schedule={"name": "sliding", "block_length": 2}, unmasking="fixed_k")
+    opened = []
+
+    class Watch(Observer):
+        """Notes how many open targets each region held."""
+
+        name: ClassVar[str] = "watch"
+
+        def committed(self, state, observation, decision):
+            opened.append(int(observation.masked.sum()))
+
+    Sampler(tiny_model(), **{**sampler.config, "observers": [Watch()], "stop_at_eos": False}).infill(
+        canvas, targets
+    )
+    assert opened == [2] * 6 + [1]
