@@ -269,6 +269,7 @@ class Run(Iterator[Step]):
         region: Region | None = None
         begun = self._now()
         while not state.finished:
+            self._refuse_to_go_on_for_ever(state)
             region = self._region(hooks, state, region)
             plan = _answer(hooks, "plan_forward", state=state, region=region)
             canvases = run_hooks.branches(hooks, state, plan)
@@ -320,9 +321,20 @@ class Run(Iterator[Step]):
         return state
 
     @staticmethod
+    def _refuse_to_go_on_for_ever(state: DecodingState) -> None:
+        """The progress guard ends every run; what writes into the state could undo that."""
+        if state.forward_index >= state.most_forwards:
+            raise PluginError(
+                f"{state.forward_index} forwards were made, and no more are ever needed: a policy of this "
+                "run writes into the state's tensors, which is for the engine alone."
+            )
+
+    @staticmethod
     def _region(hooks: Any, state: DecodingState, previous: Region | None) -> Region:
         planned: Region = _answer(hooks, "plan_region", state=state)
         region = planned.clipped(state)
+        if previous is None and not region.starts_block:
+            region = replace(region, starts_block=True)
         if region.starts_block:
             if previous is not None:
                 hooks.block_finished(state=state, region=previous)

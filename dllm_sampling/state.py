@@ -211,6 +211,7 @@ class DecodingState:
     row_steps: `[batch]`, the row's own clock: forwards in which it had an open target in its region.
     block_steps: `[batch]`, the same, counted from the start of the block.
     row_forced, row_remasks, row_refreshes: `[batch]`, counted so far.
+    most_forwards: the batch takes no more than so many.
     forward_index: forwards made so far. block_forwards: those since the block started.
     targets_in_block: `[batch, blocks]`, or None where the schedule cannot know its blocks.
     """
@@ -259,6 +260,8 @@ class DecodingState:
         self.row_remasks = torch.zeros_like(self.row_steps)
         self.row_refreshes = torch.zeros_like(self.row_steps)
         self.idle_left = idle_steps
+        # In each forward one row at least makes progress or spends an idle step.
+        self.most_forwards = int((idle_steps + targets.sum(1)).sum())
         self._ended = torch.zeros(batch, dtype=torch.bool, device=device)
         self._slots = slots
         self._names = names or {}  # of the policies by role, for what they are blamed for

@@ -465,6 +465,25 @@ def test_a_policy_that_undoes_what_it_does_ends():
     assert int(result.row_forwards.max()) <= GEN + patience
 
 
+@pytest.mark.parametrize("hook", ["committed", "block_started"])
+def test_an_observer_that_opens_targets_again_does_not_keep_a_run_going(hook):
+    """Tensors cannot be locked; but the loop counts its own steps."""
+    observer = made(Observer, **{hook: lambda self, state: state.masked.copy_(state.targets)})
+    schedule = made(
+        BlockSchedule, plan_region=lambda self, state: Region.between(state, 3, 11, starts_block=True)
+    )
+    with pytest.raises(
+        PluginError, match="no more are ever needed: a policy of this run writes into the state"
+    ):
+        run(observers=[observer], schedule=schedule)
+
+
+def test_the_first_region_starts_a_block_whatever_its_schedule_says():
+    schedule = made(BlockSchedule, plan_region=lambda self, state: Region.between(state, 3, 11))
+    result = run(schedule=schedule, cache="dual", unmasking="dilated")
+    assert (result.refreshes, result.forced) == (1, 0)
+
+
 @pytest.mark.parametrize("seed", range(150))
 def test_random_answers_end_or_are_refused(seed):
     """Answers of the right form and wrong content: random masks, tokens, regions, plans and restrictions."""
