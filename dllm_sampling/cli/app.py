@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 
 from dllm_sampling import __version__
+from dllm_sampling.cli.terminal import Screen, guard
 from dllm_sampling.errors import DllmSamplingError
 
 app = typer.Typer(
@@ -26,35 +27,48 @@ app = typer.Typer(
 config_app = typer.Typer(no_args_is_help=True, help="Look at and check run configurations.")
 app.add_typer(config_app, name="config")
 
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_err = Screen(stderr=True)
 
 
 def main() -> NoReturn:
     """Run the command line: exit code 2 for user errors, no tracebacks for them."""
     if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks for all
         sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
+    guard()
     try:
         code = app(standalone_mode=False)  # in this mode typer returns the code of an Exit
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where what it cannot write can still be told
     except DllmSamplingError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         _err.print("interrupted")
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except Exception as error:
-        # Usage errors of the parser know how to show themselves.
-        show = getattr(error, "show", None)
-        if show is None:
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
             raise
-        show()
-        sys.exit(getattr(error, "exit_code", 2))
+        # Nothing more can be written, not even what is still in the buffer at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            sys.exit(141)  # as a program that a closed pipe ends
+        _fail(f"standard output: {error.strerror}.")
+    except Exception as error:
+        # Usage errors of the parser, which is typer's own or click; typer.Abort has no message.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        context = getattr(error, "ctx", None)
+        if context is not None:
+            _err.print(context.get_usage())
+        _fail(message())
     sys.exit(code or 0)
 
 
+_UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT}
+
+
 def _fail(message: str) -> NoReturn:
-    _err.print(f"error: {message}", markup=False)
+    _err.print(f"error: {message}")
     sys.exit(2)
 
 
@@ -84,7 +98,7 @@ def _root(
 
 
 def _show_warning(message: Any, category: Any, *rest: Any, **more: Any) -> None:
-    _err.print(f"warning: {message}", markup=False)
+    _err.print(f"warning: {message}")
 
 
 ConfigOption = Annotated[

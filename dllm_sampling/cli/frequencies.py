@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from dllm_sampling.backbones.loading import load_tokenizer
+from dllm_sampling.cli.terminal import Screen
 from dllm_sampling.errors import ConfigurationError, DllmSamplingError
 from dllm_sampling.plugins import registry
 from dllm_sampling.tasks import Task
 
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_err = Screen(stderr=True)
 
 
 def count(sources: Sequence[str], model: str | None, output: Path) -> None:
@@ -36,7 +35,7 @@ def count(sources: Sequence[str], model: str | None, output: Path) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise DllmSamplingError(f"{output}: {error.strerror or error}.") from None
-    _err.print(f"{total} tokens, {len(counts)} different ones: {output}", markup=False)
+    _err.print(f"{total} tokens, {len(counts)} different ones: {output}")
 
 
 def _texts(source: str) -> Iterator[str]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from dllm_sampling import references
+from dllm_sampling.cli.terminal import Screen
 from dllm_sampling.errors import ConfigurationError, unknown_name
 from dllm_sampling.named import Named
 from dllm_sampling.plugins import KIND_TITLES, Registry, registry
@@ -155,8 +154,7 @@ def plugins(*, show_all: bool, as_json: bool) -> None:
     for plugin in found:
         offered = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in plugin.provides.items())
         table.add_row(plugin.name, plugin.source, plugin.status, plugin.error or offered)
-    console = Console(file=sys.stdout, highlight=False)
-    console.print(table, markup=False)
+    Screen().print(table)
 
 
 def _ships(source: str) -> bool:

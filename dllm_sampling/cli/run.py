@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from dllm_sampling.cli.terminal import Screen
 from dllm_sampling.config import RunConfig
 from dllm_sampling.engine import Sampler
 from dllm_sampling.errors import PromptError
 from dllm_sampling.result import GenerationResult
 
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_err = Screen(stderr=True)
 
 
 def configure(file: Path | None, given: Mapping[str, Any], settings: Sequence[str]) -> RunConfig:
@@ -69,9 +69,9 @@ def generate(config: RunConfig, prompts: list[Any], *, as_json: bool, quiet: boo
     sampler = Sampler.from_config(model, config.sampler)
     steps = sampler.steps(prompts, config.gen_length, seed=config.seed, chat_template=config.chat_template)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[info]}"),
+        TextColumn("{task.fields[info]}", markup=False),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=_err, transient=True, disable=quiet or not _err.is_terminal) as progress:
@@ -93,7 +93,7 @@ def generate(config: RunConfig, prompts: list[Any], *, as_json: bool, quiet: boo
             print(f"{'' if i == 0 else chr(10)}[{i}]")
         print(text)
     if not quiet:
-        _err.print(_sentence(result, config), markup=False)
+        _err.print(_sentence(result, config))
 
 
 def _summary(result: GenerationResult) -> dict[str, Any]:
