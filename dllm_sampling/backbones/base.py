@@ -9,13 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from dllm_sampling.backbones import special_ids
 from dllm_sampling.backbones.execution import Compile, Execution, forward
+from dllm_sampling.backbones.tokenizer import read_tokenizer
 from dllm_sampling.errors import CheckpointError, ConfigurationError, DecodingError, PluginError
 from dllm_sampling.kv_buffer import KVBuffer
 from dllm_sampling.observation import Observation, Sampling
@@ -46,10 +48,14 @@ class Backbone(ABC):
 
     name: the family. shift: 1 where row i predicts position i + 1, else 0; no policy ever sees it.
     compile: how forwards are run, see `backbones.execution`; "off" leaves the model as it is.
+    tokenizer_class: that of folders which hold vocab.json alone, where they name one of their own.
+    keys: what config.json calls the stock config's sizes, for messages, where it has other names.
     """
 
     name: ClassVar[str]
     shift: ClassVar[int] = 0
+    tokenizer_class: ClassVar[type[PreTrainedTokenizerBase] | None] = None
+    keys: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,
@@ -85,10 +91,8 @@ class Backbone(ABC):
 
     @classmethod
     def load_tokenizer(cls, folder: Path) -> PreTrainedTokenizerBase | None:
-        """The folder's tokenizer; None where it holds none."""
-        if not (folder / "tokenizer.json").exists() and not (folder / "tokenizer_config.json").exists():
-            return None
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder))
+        """The folder's tokenizer; None where it holds none. CheckpointError where its files are damaged."""
+        return read_tokenizer(folder, cls.tokenizer_class)
 
     @classmethod
     def finish(cls, model: PreTrainedModel) -> PreTrainedModel:
@@ -300,21 +304,23 @@ class Backbone(ABC):
     def _facts(self) -> ModelFacts:
         config, tokenizer = self.model.config, self.tokenizer
         text = config.get_text_config()
-        mask = _first_id(getattr(config, "mask_token_id", None), tokenizer, "mask_token_id")
-        if mask is None:
-            raise CheckpointError(
-                "neither config.json nor the tokenizer names a mask_token_id; is it a masked diffusion model?"
-            )
-        ends = _as_ids(config.eos_token_id)
+        size: int = getattr(config, "written_vocab_size", None) or text.vocab_size
+        mask = special_ids.the_mask(getattr(config, "mask_token_id", None), tokenizer, size)
+        ends = special_ids.end_ids({"eos_token_id": config.eos_token_id}, size)
         if tokenizer is not None:
-            ends += [i for i in (tokenizer.eos_token_id, end_of_turn(tokenizer)) if i is not None]
+            ends += [i for i in (tokenizer.eos_token_id,) if i is not None and i < size]
+        if mask in ends:
+            raise CheckpointError(
+                f"mask_token_id={mask} is an eos_token_id too: what is to be written would end the text."
+            )
+        if tokenizer is not None:
+            ends += [i for i in (special_ids.end_of_turn(tokenizer),) if i not in (None, mask) and i < size]
         ends = list(dict.fromkeys(ends))
-        pad = _first_id(config.pad_token_id, tokenizer, "pad_token_id")
-        if pad is None:
-            pad = ends[0] if ends else mask
+        pads = [config.pad_token_id, None if tokenizer is None else tokenizer.pad_token_id, *ends, mask]
+        pad = next(i for i in pads if i is not None and 0 <= i < size and (i != mask or not ends))
         allowed = torch.zeros(text.vocab_size, dtype=torch.bool)
-        known = range(text.vocab_size) if tokenizer is None else tokenizer.get_vocab().values()
-        allowed[[i for i in known if i < text.vocab_size]] = True
+        known = range(size) if tokenizer is None else tokenizer.get_vocab().values()
+        allowed[[i for i in known if i < size]] = True
         allowed[mask] = False
         return ModelFacts(
             family=self.name,
@@ -348,30 +354,6 @@ def _padded(values: Tensor, width: int, value: int) -> Tensor:
     """`values [batch, n]` with columns of `value` behind, up to `width`."""
     missing = width - values.shape[1]
     return torch.nn.functional.pad(values, (0, missing), value=value) if missing else values
-
-
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that the chat template puts behind an assistant's message, if it does."""
-    if not tokenizer.chat_template:
-        return None
-    marker = "0"
-    chat = [{"role": "user", "content": marker}, {"role": "assistant", "content": marker}]
-    text = str(tokenizer.apply_chat_template(chat, tokenize=False))
-    ids = tokenizer(text.rpartition(marker)[2], add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    return int(ids[0]) if ids and ids[0] in special else None
-
-
-def _as_ids(value: int | list[int] | None) -> list[int]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, int) else list(value)
-
-
-def _first_id(value: int | None, tokenizer: PreTrainedTokenizerBase | None, name: str) -> int | None:
-    if value is not None or tokenizer is None:
-        return value
-    return cast("int | None", getattr(tokenizer, name))
 
 
 def _drop_position_ids(model: PreTrainedModel) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from transformers import (
     PretrainedConfig,
@@ -15,13 +14,32 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from dllm_sampling.backbones import published, special_ids
 from dllm_sampling.backbones.base import Backbone
-from dllm_sampling.errors import CheckpointError
 
-_NEEDED = (
+# What the stock class computes; a checkpoint that says otherwise is refused. None: the key may be missing.
+_REQUIRED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", None),
+    "use_sliding_window": (False, None),
+    "attention_bias": (True, False, None),  # written by some, read by none: queries, keys, values have biases
+    "mlp_bias": (False, None),
+    "is_causal": (False, None),
+}
+_HONOURED = {
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "rope_theta", "rms_norm_eps", "max_position_embeddings",
-)  # fmt: skip
+    "num_key_value_heads", "head_dim", "layer_types", "rms_norm_eps", "max_position_embeddings",
+    "tie_word_embeddings", "mask_token_id", "eos_token_id", "pad_token_id",
+}  # fmt: skip
+# These say where a sliding window would be, which is refused above.
+_HARMLESS = {"max_window_layers", "sliding_window", "pretraining_tp"}
+_KNOWN = _HONOURED | _HARMLESS | _REQUIRED.keys() | published.rope_keys()
+_ARCHITECTURES = (
+    "DreamModel",
+    "DreamBaseModel",
+    "DreamForCausalLM",
+    "DreamForMaskedLM",
+    "DreamModelForCausalLM",
+)
 
 
 class Dream(Backbone):
@@ -29,6 +47,8 @@ class Dream(Backbone):
 
     name: ClassVar[str] = "dream"
     shift: ClassVar[int] = 1
+    # Published folders name a tokenizer class of their own, which is Qwen2's with other tokens.
+    tokenizer_class: ClassVar[type[PreTrainedTokenizerBase] | None] = Qwen2Tokenizer
 
     @classmethod
     def matches(cls, config: Mapping[str, Any]) -> bool:
@@ -38,33 +58,36 @@ class Dream(Backbone):
     def stock(
         cls, config: Mapping[str, Any]
     ) -> tuple[type[PreTrainedModel], PretrainedConfig, dict[str, str]]:
-        for key in _NEEDED:
-            if config.get(key) is None:
-                raise CheckpointError(f"config.json has no {key!r}.")
-        for key in ("rope_scaling", "use_sliding_window"):
-            if config.get(key):
-                raise CheckpointError(f"config.json says {key}={config[key]!r}, which is not supported.")
-        if config.get("hidden_act", "silu") != "silu":
-            raise CheckpointError(f"config.json says hidden_act={config['hidden_act']!r}; supported: 'silu'.")
-        settings = {key: config[key] for key in _NEEDED if key != "rope_theta"}
+        published.of_architecture(config, _ARCHITECTURES)
+        for key, allowed in _REQUIRED.items():
+            published.only(config, key, *allowed)
+        published.refuse_unknown(config, _KNOWN)
+        heads = published.heads(config, "hidden_size", "num_attention_heads")
+        width, vocab_size = config["hidden_size"], published.size(config, "vocab_size")
+        layers = published.size(config, "num_hidden_layers")
+        published.only(config, "head_dim", width // heads, None)
+        kinds = config.get("layer_types")
+        if kinds is not None and (not isinstance(kinds, list) or set(map(str, kinds)) - {"full_attention"}):
+            raise published.refused("layer_types", kinds, "only 'full_attention' is supported")
+        published.size(config, "num_key_value_heads")
         stock_config = Qwen2Config(
-            **settings,
+            vocab_size=vocab_size,
+            hidden_size=width,
+            intermediate_size=published.size(config, "intermediate_size"),
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=published.kv_heads(config, "num_key_value_heads", heads),
             hidden_act="silu",
-            rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
-            tie_word_embeddings=bool(config.get("tie_word_embeddings")),
+            rms_norm_eps=published.number(config, "rms_norm_eps"),
+            max_position_embeddings=published.size(config, "max_position_embeddings"),
+            rope_parameters={"rope_type": "default", "rope_theta": published.rope_theta(config)},
+            tie_word_embeddings=published.flag(config, "tie_word_embeddings", False),
             attention_dropout=0.0,
             use_sliding_window=False,
-            eos_token_id=config.get("eos_token_id"),
-            pad_token_id=config.get("pad_token_id"),
-            bos_token_id=config.get("bos_token_id"),
+            eos_token_id=special_ids.end_ids(config, vocab_size) or None,
+            pad_token_id=special_ids.pad_id(config, vocab_size),
+            bos_token_id=None,
             use_cache=False,
         )
-        stock_config.mask_token_id = config.get("mask_token_id")
+        stock_config.mask_token_id = special_ids.mask_id(config, vocab_size)
         return Qwen2ForCausalLM, stock_config, {}
-
-    @classmethod
-    def load_tokenizer(cls, folder: Path) -> PreTrainedTokenizerBase | None:
-        # Published folders name a tokenizer class of their own, which is Qwen2's with other tokens.
-        if (folder / "vocab.json").exists() and not (folder / "tokenizer.json").exists():
-            return cast(PreTrainedTokenizerBase, Qwen2Tokenizer.from_pretrained(folder))
-        return super().load_tokenizer(folder)

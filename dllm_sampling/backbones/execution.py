@@ -35,7 +35,7 @@ _SLOTS = 128
 class Execution:
     """What a `compile` setting comes to for one model.
 
-    packed: linear layers whose weights are packed. compile_seconds: spent on compiling so far.
+    packed: linear layers whose weights were packed. compile_seconds: spent on compiling so far.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Execution:
         self.packed = 0
         self.compile_seconds = 0.0
         self._device = device
+        self._model = model
         self._compiled: Any = None
         self._shapes: set[tuple[int, ...]] = set()
         self._full = False
@@ -79,10 +80,16 @@ class Execution:
         return self._compiled is not None
 
     def __str__(self) -> str:
-        parts = ["packed weights"] if self.packed else []
+        kept = packing.count(self._model) if self.packed and self._model is not None else 0
+        parts = ["packed weights"] if kept else []
         if self.compiles:
             parts.append("compiled steps" + (" in CUDA graphs" if self._device.type == "cuda" else ""))
-        return "; ".join([" and ".join(parts) or "eager", *self._notes])
+        notes = list(self._notes)
+        if kept < self.packed:
+            notes.append(
+                f"{self.packed - kept} of {self.packed} layers unpacked, as their weights were asked for"
+            )
+        return "; ".join([" and ".join(parts) or "eager", *notes])
 
     # Shapes ------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,13 +13,22 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TorchAoConfig
+from transformers import (
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TorchAoConfig,
+)
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import logging as transformers_logging
 
+from dllm_sampling.backbones import special_ids, weights
 from dllm_sampling.backbones.base import Backbone
 from dllm_sampling.backbones.execution import COMPILE_CHOICES, Compile
+from dllm_sampling.backbones.published import read_json, shown
 from dllm_sampling.errors import CheckpointError, ConfigurationError, unknown_name
 from dllm_sampling.plugins import registry
 
@@ -54,10 +62,17 @@ def load_model(
     tensor_parallel: split every layer over the processes of a torchrun.
     adapter: a LoRA adapter as `peft` saves it, a folder or a hub id, merged into the weights. Its tensors may
         have the names of the published model or of the stock class. Needs `peft`.
-    Raises CheckpointError for a folder that is missing, damaged, incomplete or of no known family.
+    Code that comes with a checkpoint never runs and nothing asks whether it may; no pickle is read, and no
+    file outside the folder. Every key of its config is honoured, known to be harmless, or refused.
+    Raises CheckpointError for a folder that is missing, damaged, incomplete or of no known family, and names
+    file and key; ConfigurationError for the arguments.
     """
-    if compile not in COMPILE_CHOICES:
+    if not isinstance(compile, str) or compile not in COMPILE_CHOICES:
         raise ConfigurationError(unknown_name("compile", compile, COMPILE_CHOICES))
+    if not isinstance(attn_implementation, str):
+        raise ConfigurationError(f"attn_implementation={attn_implementation!r} is no name: sdpa, eager, ...")
+    if not isinstance(tensor_parallel, bool):
+        raise ConfigurationError(f"tensor_parallel={tensor_parallel!r} is neither True nor False.")
     folder, config, family = _family(source, revision)
     if adapter is not None and (quantization is not None or tensor_parallel):
         raise ConfigurationError(
@@ -74,11 +89,11 @@ def load_model(
         **where,
     }
     try:
-        model = _load(family, folder, config, how, None if where else parsed)
-        if adapter is not None:
-            _merge_adapter(model, adapter, family.stock(config)[2])
         with _quiet():
             tokenizer = family.load_tokenizer(folder)
+        model, renaming = _load(family, folder, config, how, None if where else parsed)
+        if adapter is not None:
+            _merge_adapter(model, adapter, renaming)
         return family(family.finish(model), tokenizer, compile=compile)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
@@ -87,8 +102,11 @@ def load_model(
 def load_tokenizer(source: str | Path | None = None, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint, without its weights. CheckpointError where it has none."""
     folder, _, family = _family(source, revision)
-    with _quiet():
-        tokenizer = family.load_tokenizer(folder)
+    try:
+        with _quiet():
+            tokenizer = family.load_tokenizer(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
     if tokenizer is None:
         raise CheckpointError(f"{folder}: holds no tokenizer.")
     return tokenizer
@@ -97,13 +115,24 @@ def load_tokenizer(source: str | Path | None = None, revision: str | None = None
 def _family(source: str | Path | None, revision: str | None) -> tuple[Path, dict[str, Any], type[Backbone]]:
     """A checkpoint's folder, its config.json, and the family that it is of."""
     folder = checkpoint_folder(source, revision)
-    config = _read_config(folder)
+    try:
+        config = read_json(folder, "config.json")
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    if config is None:
+        raise CheckpointError(f"{folder}: holds no config.json.")
     families = registry().classes("backbone")
     family: type[Backbone] | None = next((f for f in families.values() if f.matches(config)), None)
     if family is None:
+        saved = ""
+        if config.get("mask_token_id") is not None and config.get("is_causal") is False:
+            saved = (
+                " It looks like what transformers saves of a loaded model: a stock model, whose family "
+                "is no longer in the file. Put its weights into a copy of the original folder instead."
+            )
         raise CheckpointError(
-            f"{folder}: config.json says model_type={config.get('model_type')!r}; known families: "
-            f"{', '.join(families) or 'none'}."
+            f"{folder}: config.json says model_type={shown(config.get('model_type'))}; known families: "
+            f"{', '.join(families) or 'none'}.{saved}"
         )
     return folder, config, family
 
@@ -114,28 +143,42 @@ def _load(
     config: dict[str, Any],
     how: dict[str, Any],
     device: torch.device | None,
-) -> PreTrainedModel:
+) -> tuple[PreTrainedModel, dict[str, str]]:
+    """A model, and the renaming of its tensors."""
     stock, stock_config, renaming = family.stock(config)
     # A plain attribute that transformers reads at every forward: attention in both directions.
     stock_config.is_causal = False
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise CheckpointError("holds no .safetensors file.")
+    ends = _all_ends(folder, stock_config)
+    stock_config.eos_token_id = ends or None
+    _check_sizes(stock_config, weights.shapes(folder), family.keys)
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            "holds an adapter_config.json beside the weights, and transformers would put that adapter on the "
+            "model: move it into a folder of its own, and give that as adapter=."
+        )
     try:
         with _quiet():  # what transformers would warn of is an error below
             loaded: Any = stock.from_pretrained(
                 folder,
                 config=stock_config,
+                # Given, so that transformers reads no further file.
+                generation_config=GenerationConfig(
+                    eos_token_id=stock_config.eos_token_id, pad_token_id=stock_config.pad_token_id
+                ),
                 key_mapping=renaming or None,
                 output_loading_info=True,
                 local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
                 **how,
             )
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"the weights cannot be read: {error}") from error
     except ImportError as error:
         raise ConfigurationError(f"a package is missing for these settings: {error}") from error
-    except (RuntimeError, ValueError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
         raise CheckpointError(f"the weights do not fit: {error}") from error
     model, report = loaded
     for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
@@ -145,7 +188,36 @@ def _load(
             raise CheckpointError(f"{key.replace('_', ' ')}: {', '.join(names[:5])}{more}.")
     if device is not None:
         model = model.to(device)  # the device alone: casting would round the rotary frequencies
-    return cast(PreTrainedModel, model)
+    return cast(PreTrainedModel, model), renaming
+
+
+def _all_ends(folder: Path, config: PretrainedConfig) -> list[int]:
+    """The ends of a text that config.json and generation_config.json name."""
+    size: int = getattr(config, "written_vocab_size", None) or config.get_text_config().vocab_size
+    generation = read_json(folder, "generation_config.json") or {}
+    named = generation.get("mask_token_id")
+    if named is not None and named != getattr(config, "mask_token_id", named):
+        raise CheckpointError(
+            f"config.json says mask_token_id={config.mask_token_id}, and generation_config.json "
+            f"{shown(named)}; which of them was trained?"
+        )
+    ends = special_ids.end_ids({"eos_token_id": config.eos_token_id}, size)
+    ends += special_ids.end_ids(generation, size, "generation_config.json")
+    return list(dict.fromkeys(ends))
+
+
+def _check_sizes(config: PretrainedConfig, shapes: Mapping[str, list[int]], keys: Mapping[str, str]) -> None:
+    """Refuse sizes that no tensor has before anything of that size is made."""
+    text = config.get_text_config()
+    largest = max((side for shape in shapes.values() for side in shape), default=0)
+    limits = dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size"), largest)
+    for name, limit in {**limits, "num_hidden_layers": len(shapes)}.items():
+        value = getattr(text, name, 0)
+        if value > limit:
+            what = "tensors" if name == "num_hidden_layers" else "as the longest side of a tensor"
+            raise CheckpointError(
+                f"config.json says {keys.get(name, name)}={value}, and the weights have only {limit} {what}."
+            )
 
 
 def _merge_adapter(model: PreTrainedModel, adapter: str | Path, renaming: Mapping[str, str]) -> None:
@@ -156,6 +228,7 @@ def _merge_adapter(model: PreTrainedModel, adapter: str | Path, renaming: Mappin
     except ImportError:
         raise ConfigurationError(f"adapter={str(adapter)!r} needs peft: pip install peft.") from None
     folder = checkpoint_folder(adapter, what="adapter")
+    _check_adapter(folder)
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
         if config.peft_type != peft.PeftType.LORA:
@@ -172,8 +245,25 @@ def _merge_adapter(model: PreTrainedModel, adapter: str | Path, renaming: Mappin
             names = ", ".join([*missing, *report.unexpected_keys][:5])
             raise CheckpointError(f"its tensors are not those of this model: {names}.")
         adapted.merge_and_unload(safe_merge=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, AttributeError, KeyError) as error:
+    except Exception as error:
         raise CheckpointError(f"adapter {folder}: {error}") from error
+
+
+def _check_adapter(folder: Path) -> None:
+    """Refuse an adapter whose settings name code or whose weights are a pickle."""
+    try:
+        settings = read_json(folder, "adapter_config.json")
+        if settings is None:
+            raise CheckpointError("holds no adapter_config.json.")
+        for key in ("megatron_config",):
+            if settings.get(key):
+                raise CheckpointError(
+                    f"adapter_config.json says {key}={shown(settings[key])}, which names code."
+                )
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise CheckpointError("holds no adapter_model.safetensors; pickled weights are never read.")
+    except CheckpointError as error:
+        raise CheckpointError(f"adapter {folder}: {error}") from None
 
 
 _PEFT_PREFIX = "base_model.model."
@@ -200,6 +290,9 @@ def _retarget(config: Any, weights: Mapping[str, Tensor]) -> None:
     config.layers_to_transform = config.layers_pattern = config.exclude_modules = None
 
 
+_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
 def _placement(
     device: torch.device,
     device_map: str | Mapping[str, Any] | None,
@@ -218,8 +311,12 @@ def _placement(
                 "`torchrun --nproc-per-node N`."
             )
         return {"distributed_config": DistributedConfig(tp_plan="auto")}
+    if isinstance(device_map, Mapping):
+        return {"device_map": dict(device_map)}
     if device_map is not None:
-        return {"device_map": device_map if isinstance(device_map, str) else dict(device_map)}
+        if device_map not in _DEVICE_MAPS:
+            _device(device_map)
+        return {"device_map": device_map}
     return {"device_map": {"": device}} if quantized else {}
 
 
@@ -231,6 +328,8 @@ def _quantization(given: str | Mapping[str, Any] | None, dtype: torch.dtype) -> 
     if given is None:
         return None
     try:
+        if not isinstance(given, (str, Mapping)):
+            raise ConfigurationError(f"quantization={shown(given)} is neither a name nor a mapping.")
         if not isinstance(given, str):
             return AutoQuantizationConfig.from_dict(dict(given))
         if given == "torchao-int8":
@@ -247,8 +346,8 @@ def _quantization(given: str | Mapping[str, Any] | None, dtype: torch.dtype) -> 
         raise ConfigurationError(
             f"quantization={given!r}: {error}; pip install 'dllm-sampling[quantization]'."
         ) from None
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(f"quantization={given!r}: {error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigurationError(f"quantization={shown(given)}: {error}") from None
     raise ConfigurationError(unknown_name("quantization", given, QUANTIZATIONS))
 
 
@@ -273,9 +372,21 @@ def checkpoint_folder(
     """Where a checkpoint lies on this machine; a hub id is downloaded."""
     if source is None:
         return BUNDLED
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
+    if not isinstance(source, (str, Path)) or not (revision is None or isinstance(revision, str)):
+        given = f"revision={revision!r}" if isinstance(source, (str, Path)) else f"{what}={shown(source)}"
+        raise ConfigurationError(f"{given} is no text: a folder or a hub id, and perhaps its revision.")
+    if not str(source).strip():
+        raise CheckpointError(f"the {what} folder has an empty name.")
+    try:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            return path
+        if path.exists():
+            raise CheckpointError(f"the {what} {str(source)!r} is a file; give the folder that it lies in.")
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"the {what} folder {shown(str(source))} cannot be opened: {error}") from None
     if isinstance(source, Path) or path.is_absolute() or str(source).startswith((".", "~")):
         raise CheckpointError(f"the {what} folder {str(source)!r} does not exist.")
     try:
@@ -288,34 +399,30 @@ def checkpoint_folder(
         ) from error
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder}: holds no config.json.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder}: config.json is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder}: config.json holds no object.")
-    return config
-
-
 def _device(device: str | torch.device) -> torch.device:
+    wrong = ConfigurationError(f"device {shown(device)} is none of torch's: cpu, cuda, cuda:1, mps, ...")
+    if isinstance(device, bool) or not isinstance(device, (str, int, torch.device)):
+        raise wrong
     try:
         parsed = torch.device(device)
-    except RuntimeError:
-        raise ConfigurationError(
-            f"device {device!r} is none of torch's: cpu, cuda, cuda:1, mps, ..."
-        ) from None
+    except (RuntimeError, ValueError, OverflowError):
+        raise wrong from None
+    if parsed.type == "meta":
+        raise ConfigurationError(f"device {str(device)!r} computes nothing.")
     if parsed.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(f"device {str(device)!r}: this machine or this torch has no CUDA.")
+        raise ConfigurationError(f"device {str(parsed)!r}: this machine or this torch has no CUDA.")
+    try:
+        torch.empty(0, device=parsed)
+    except Exception as error:  # noqa: BLE001 - each kind of device fails in its own way
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigurationError(f"device {str(parsed)!r} is not to be had here: {reason[:200]}") from None
     return parsed
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in _DTYPES:
+        dtype = str(dtype).removeprefix("torch.")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise ConfigurationError(unknown_name("dtype", dtype, _DTYPES))
     found: torch.dtype = getattr(torch, dtype)
     return found
