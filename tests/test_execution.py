@@ -15,7 +15,7 @@ from torch import nn
 
 from benchmarks.common import write_checkpoint
 from dllm_sampling import ConfigurationError, RunConfig, Sampler, load_model
-from dllm_sampling.backbones import execution
+from dllm_sampling.backbones import execution, packing
 from dllm_sampling.backbones.packing import PackedLinear
 from tests.models import DATA, prompts_of
 
@@ -151,7 +151,8 @@ def test_a_buffer_is_used_again_and_starts_empty():
 def test_packing_leaves_no_second_copy_and_what_is_not_plain_alone():
     model = load_model(DATA / "llada").model
     assert not [m for m in model.modules() if isinstance(m, nn.Linear)]
-    assert not [n for n, _ in model.named_parameters() if "proj" in n]
+    with packing.kept_packed():
+        assert not [n for n, _ in model.named_parameters() if "proj" in n]
     assert isinstance(model.lm_head, PackedLinear)
     assert "PackedLinear(in_features=64" in str(model)
     assert isinstance(load_model(DATA / "llada", compile="off").model.lm_head, nn.Linear)

@@ -149,7 +149,7 @@ class Execution:
         try:
             # The limit guards against what is counted here; and what is measured begins after the
             # three calls that a CUDA graph takes to be recorded.
-            with torch._dynamo.config.patch(recompile_limit=4 * MOST_SHAPES):
+            with torch._dynamo.config.patch(recompile_limit=4 * MOST_SHAPES), packing.kept_packed():
                 for _ in range(3 if self._device.type == "cuda" else 1):
                     self._replay(model, *inputs)
             self._wait()

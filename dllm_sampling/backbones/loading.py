@@ -233,6 +233,8 @@ def _merge_adapter(model: PreTrainedModel, adapter: str | Path, renaming: Mappin
         config = peft.PeftConfig.from_pretrained(str(folder))
         if config.peft_type != peft.PeftType.LORA:
             raise CheckpointError(f"it is of type {config.peft_type}; those of type LORA can be merged.")
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise CheckpointError("it holds no adapter_model.safetensors; pickled weights are never read.")
         saved = load_peft_weights(str(folder), device="cpu")
         weights = {_renamed(name, renaming): tensor for name, tensor in saved.items()}
         if weights.keys() != saved.keys():
@@ -250,7 +252,7 @@ def _merge_adapter(model: PreTrainedModel, adapter: str | Path, renaming: Mappin
 
 
 def _check_adapter(folder: Path) -> None:
-    """Refuse an adapter whose settings name code or whose weights are a pickle."""
+    """Refuse an adapter whose settings cannot be read or name code."""
     try:
         settings = read_json(folder, "adapter_config.json")
         if settings is None:
@@ -260,8 +262,6 @@ def _check_adapter(folder: Path) -> None:
                 raise CheckpointError(
                     f"adapter_config.json says {key}={shown(settings[key])}, which names code."
                 )
-        if not (folder / "adapter_model.safetensors").is_file():
-            raise CheckpointError("holds no adapter_model.safetensors; pickled weights are never read.")
     except CheckpointError as error:
         raise CheckpointError(f"adapter {folder}: {error}") from None
 

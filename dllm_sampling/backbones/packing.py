@@ -11,6 +11,8 @@ import itertools
 import weakref
 from collections import Counter
 from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeGuard
 
 import torch
@@ -89,6 +91,19 @@ class PackedLinear(nn.Module):
         _layers[self._handle] = self
 
 
+_untouched: ContextVar[bool] = ContextVar("untouched", default=False)
+
+
+@contextmanager
+def kept_packed() -> Iterator[None]:
+    """Within it packed layers show no parameters: for torch's compiler, which looks at all of them."""
+    token = _untouched.set(True)
+    try:
+        yield
+    finally:
+        _untouched.reset(token)
+
+
 class _OnDemand(MutableMapping[str, "nn.Parameter | None"]):
     """The parameters of a packed layer: the first look at them unpacks it."""
 
@@ -98,6 +113,8 @@ class _OnDemand(MutableMapping[str, "nn.Parameter | None"]):
     def _unpacked(self) -> dict[str, nn.Parameter | None]:
         layer = self._layer()
         assert layer is not None
+        if _untouched.get() and layer.packed:
+            return {}
         layer.unpack()
         return layer._parameters
 
@@ -111,13 +128,13 @@ class _OnDemand(MutableMapping[str, "nn.Parameter | None"]):
         del self._unpacked()[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in ("weight", "bias")
+        return name in ("weight", "bias") and not _untouched.get()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._unpacked())
 
     def __len__(self) -> int:
-        return 2
+        return 0 if _untouched.get() else 2
 
     def items(self) -> Any:
         return self._unpacked().items()
