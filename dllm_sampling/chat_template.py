@@ -31,9 +31,9 @@ from dllm_sampling.errors import PromptError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# A budget in units of one character handled: about a second of work, a thousand times what published
-# templates need for a long conversation.
-WORK = 300_000_000
+# A budget in units of one character handled: a second or less of work, and a hundred times what published
+# templates need for a conversation that fills a context.
+WORK = 150_000_000
 # What a turn of a loop or a call counts for, and an element of a list.
 _TURN, _ELEMENT = 300, 20
 # The largest value that may arise, the text itself included, and the most bits of a whole number.
@@ -48,11 +48,12 @@ def render(
     messages: Sequence[Mapping[str, Any]],
     *,
     add_generation_prompt: bool = True,
+    work: int = WORK,
 ) -> str:
     """The text that the tokenizer's chat template makes of a conversation, as transformers would render it.
 
     Raises PromptError, which begins with "chat template:", where there is none, where it refuses these
-    messages or is no Jinja, and where it does not come to an end within its budget.
+    messages or is no Jinja, and where it does not come to an end within its budget, `work`.
     """
     try:
         source = tokenizer.get_chat_template()
@@ -62,7 +63,7 @@ def render(
         raise PromptError(f"chat template: it is text in Jinja, not a {type(source).__name__}.")
     if len(source) > LARGEST // 4:
         raise PromptError(f"chat template: it is longer than {LARGEST // 4} characters.")
-    budget = _budget.set(_Budget())
+    budget = _budget.set(_Budget(work))
     try:
         shown = [_with_reasoning(_plain({k: v for k, v in m.items() if v is not None})) for m in messages]
         _charged(shown)
@@ -126,13 +127,13 @@ class _TooMuchError(jinja2.TemplateError):
 
 
 class _Budget:
-    def __init__(self) -> None:
-        self.left = WORK
+    def __init__(self, work: int) -> None:
+        self.left = work
 
     def spend(self, work: int) -> None:
         self.left -= work
         if self.left < 0:
-            raise _TooMuchError("it does not come to an end: it was stopped after a million turns' work.")
+            raise _TooMuchError("it does not come to an end: its budget of work is spent.")
 
 
 _budget: ContextVar[_Budget] = ContextVar("budget")
@@ -391,7 +392,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         return _charged(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        for each in (*args, *kwargs.values()):
+        # Jinja adds what the loops and blocks around define, for functions that want its context.
+        named = {name: value for name, value in kwargs.items() if name not in ("_loop_vars", "_block_vars")}
+        for each in (*args, *named.values()):
             _passed(each)
         # `format` of a text comes in a wrapper of the sandbox.
         method = getattr(__obj, "__wrapped__", __obj)
@@ -400,7 +403,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             if name == "join" and args:
                 args = (list(args[0]), *args[1:])
             if name in _METHODS:
-                _fits(_METHODS[name](owner, *args, **kwargs))
+                _fits(_METHODS[name](owner, *args, **named))
             _charged(owner)
         return _charged(super().call(__context, __obj, *args, **kwargs))
 

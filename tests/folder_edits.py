@@ -42,7 +42,9 @@ _VALUES = st.one_of(
         max_leaves=5,
     ),
 )  # fmt: skip
-_set = st.tuples(st.just("set"), st.sampled_from(_FILES[:4]), st.sampled_from(_KEYS) | st.text(max_size=6), _VALUES)
+_set = st.tuples(
+    st.just("set"), st.sampled_from(_FILES[:4]), st.sampled_from(_KEYS) | st.text(max_size=6), _VALUES
+)
 _drop = st.tuples(st.just("drop"), st.sampled_from(_FILES[:4]), st.sampled_from(_KEYS))
 _remove = st.tuples(st.just("remove"), st.sampled_from(_ALL))
 _damage = st.tuples(

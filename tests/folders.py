@@ -77,7 +77,11 @@ def _published(folder, family):
         "AutoModelForCausalLM": f"modeling_{family}.Model",
     }
     edit(folder, "config.json", auto_map=auto)
-    edit(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": [f"tokenization_{family}.Tokenizer", None]})
+    edit(
+        folder,
+        "tokenizer_config.json",
+        auto_map={"AutoTokenizer": [f"tokenization_{family}.Tokenizer", None]},
+    )
     edit(folder, "generation_config.json", **GENERATION)
     return folder
 
@@ -134,7 +138,9 @@ def dream(root, config=None, tokenizer=None, weights=None):
     }  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     tensors = {
-        name: torch.ones(shape) if "norm" in name else torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+        name: torch.ones(shape)
+        if "norm" in name
+        else torch.randn(shape, generator=generator) / shape[-1] ** 0.5
         for name, shape in shapes.items()
     }
     edit(folder, "config.json", **(config or {}))

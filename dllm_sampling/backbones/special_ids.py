@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dllm_sampling.chat_template import render
+from dllm_sampling.chat_template import WORK, render
 from dllm_sampling.errors import CheckpointError, PromptError
 
 
@@ -108,11 +108,8 @@ def _closes(
     contents = ["sYs7", "uQe1", answer] if system else ["uQe1", answer]
     tokens = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
     try:
-        ended = _around(render(tokenizer, chat, add_generation_prompt=False), contents)
-        going_on = _around(
-            render(tokenizer, [*chat, message("user", "uQe2")], add_generation_prompt=False),
-            [*contents, "uQe2"],
-        )
+        ended = _around(_text(tokenizer, chat), contents)
+        going_on = _around(_text(tokenizer, [*chat, message("user", "uQe2")]), [*contents, "uQe2"])
     except PromptError:
         return None
     if ended is None or going_on is None:
@@ -126,6 +123,11 @@ def _closes(
     opens = max((before[token] for token in between), default=0)
     closing = first[0][0]
     return closing if before[closing] < max(1, opens) else None
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, Any]]) -> str:
+    # A few words: what takes long with them is no template of use.
+    return render(tokenizer, chat, add_generation_prompt=False, work=WORK // 50)
 
 
 def _around(text: str, contents: Sequence[str]) -> list[str] | None:
