@@ -192,15 +192,17 @@ def _load(
 
 
 def _all_ends(folder: Path, config: PretrainedConfig) -> list[int]:
-    """The ends of a text that config.json and generation_config.json name."""
+    """The ends of a text that config.json and generation_config.json name; the latter may name the mask too."""
     size: int = getattr(config, "written_vocab_size", None) or config.get_text_config().vocab_size
     generation = read_json(folder, "generation_config.json") or {}
-    named = generation.get("mask_token_id")
-    if named is not None and named != getattr(config, "mask_token_id", named):
+    named = special_ids.mask_id(generation, size, "generation_config.json")
+    configured = getattr(config, "mask_token_id", None)
+    if named is not None and configured is not None and named != configured:
         raise CheckpointError(
-            f"config.json says mask_token_id={config.mask_token_id}, and generation_config.json "
-            f"{shown(named)}; which of them was trained?"
+            f"config.json says mask_token_id={configured}, and generation_config.json {named}; which of them "
+            "was trained?"
         )
+    config.mask_token_id = named if configured is None else configured
     ends = special_ids.end_ids({"eos_token_id": config.eos_token_id}, size)
     ends += special_ids.end_ids(generation, size, "generation_config.json")
     return list(dict.fromkeys(ends))
@@ -315,7 +317,7 @@ def _placement(
         return {"device_map": dict(device_map)}
     if device_map is not None:
         if device_map not in _DEVICE_MAPS:
-            _device(device_map)
+            _device(device_map, "device_map", _DEVICE_MAPS)
         return {"device_map": device_map}
     return {"device_map": {"": device}} if quantized else {}
 
@@ -370,11 +372,12 @@ def checkpoint_folder(
     source: str | Path | None = None, revision: str | None = None, *, what: str = "model"
 ) -> Path:
     """Where a checkpoint lies on this machine; a hub id is downloaded."""
+    if not isinstance(source, (str, Path, type(None))) or not (revision is None or isinstance(revision, str)):
+        known = isinstance(source, (str, Path, type(None)))
+        given = f"revision={shown(revision)}" if known else f"{what}={shown(source)}"
+        raise ConfigurationError(f"{given} is no text: a folder or a hub id, and perhaps its revision.")
     if source is None:
         return BUNDLED
-    if not isinstance(source, (str, Path)) or not (revision is None or isinstance(revision, str)):
-        given = f"revision={revision!r}" if isinstance(source, (str, Path)) else f"{what}={shown(source)}"
-        raise ConfigurationError(f"{given} is no text: a folder or a hub id, and perhaps its revision.")
     if not str(source).strip():
         raise CheckpointError(f"the {what} folder has an empty name.")
     try:
@@ -399,8 +402,9 @@ def checkpoint_folder(
         ) from error
 
 
-def _device(device: str | torch.device) -> torch.device:
-    wrong = ConfigurationError(f"device {shown(device)} is none of torch's: cpu, cuda, cuda:1, mps, ...")
+def _device(device: str | torch.device, what: str = "device", others: tuple[str, ...] = ()) -> torch.device:
+    known = ", ".join((*others, "cpu", "cuda", "cuda:1", "mps"))
+    wrong = ConfigurationError(f"{what} {shown(device)} is none of torch's: {known}, ...")
     if isinstance(device, bool) or not isinstance(device, (str, int, torch.device)):
         raise wrong
     try:
@@ -408,14 +412,14 @@ def _device(device: str | torch.device) -> torch.device:
     except (RuntimeError, ValueError, OverflowError):
         raise wrong from None
     if parsed.type == "meta":
-        raise ConfigurationError(f"device {str(device)!r} computes nothing.")
+        raise ConfigurationError(f"{what} {str(device)!r} computes nothing.")
     if parsed.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(f"device {str(parsed)!r}: this machine or this torch has no CUDA.")
+        raise ConfigurationError(f"{what} {str(parsed)!r}: this machine or this torch has no CUDA.")
     try:
         torch.empty(0, device=parsed)
     except Exception as error:  # noqa: BLE001 - each kind of device fails in its own way
         reason = str(error).strip().split("\n")[0]
-        raise ConfigurationError(f"device {str(parsed)!r} is not to be had here: {reason[:200]}") from None
+        raise ConfigurationError(f"{what} {str(parsed)!r} is not to be had here: {reason[:200]}") from None
     return parsed
 
 

@@ -17,12 +17,12 @@ def _is_id(value: Any, vocab_size: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocab_size
 
 
-def mask_id(config: Mapping[str, Any], vocab_size: int) -> int | None:
+def mask_id(config: Mapping[str, Any], vocab_size: int, file: str = "config.json") -> int | None:
     """The id of the mask that a config names; None where it names none."""
     value = config.get("mask_token_id")
     if value is not None and not _is_id(value, vocab_size):
         raise CheckpointError(
-            f"config.json says mask_token_id={value!r}; it is an id of the vocabulary, in [0, {vocab_size})."
+            f"{file} says mask_token_id={repr(value)[:100]}; it is an id of the vocabulary, in [0, {vocab_size})."
         )
     return value
 
