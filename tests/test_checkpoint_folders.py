@@ -354,6 +354,8 @@ def test_a_mask_is_one_and_ends_nothing(tmp_path, family):
     assert facts(folder).mask_token_id == mask  # the tokenizer's
     assert 3 in facts(folder).eos_token_ids
     edit(folder, "tokenizer_config.json", mask_token=...)
+    assert facts(folder).mask_token_id == mask  # the generation config's
+    edit(folder, "generation_config.json", mask_token_id=...)
     with pytest.raises(CheckpointError, match="names a mask_token_id"):
         load_model(folder)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import os
 import subprocess
@@ -11,12 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from benchmarks.common import write_checkpoint
 from dllm_sampling import ConfigurationError, RunConfig, Sampler, load_model
 from dllm_sampling.backbones import execution, packing
 from dllm_sampling.backbones.packing import PackedLinear
+from tests import tolerance
 from tests.models import DATA, prompts_of
 
 RAGGED = [5, 9, 9, 17, 30, 40, 41]
@@ -158,6 +162,139 @@ def test_packing_leaves_no_second_copy_and_what_is_not_plain_alone():
     assert isinstance(load_model(DATA / "llada", compile="off").model.lm_head, nn.Linear)
     assert load_model(DATA / "llada", dtype="float64").execution.packed == 0
     assert "float64" in str(load_model(DATA / "llada", dtype="float64").execution)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("choice", ["auto", "on"])
+def test_a_processor_that_cannot_multiply_packed_weights_runs_plain_torch_and_says_so(
+    monkeypatch, dtype, choice
+):
+    monkeypatch.setattr(packing, "processor_multiplies", lambda dtype: False)
+    model = load_model(DATA / "llada", dtype=dtype, compile=choice)
+    assert not model.execution.packed
+    assert f"{dtype} weights are not packed: this processor" in str(model.execution)
+    model.execution._compiled = None
+    mine = Sampler(model, **settings()).generate(prompts_of([9, 20]), 32)
+    agree(
+        mine,
+        Sampler(load_model(DATA / "llada", dtype=dtype, compile="off"), **settings()).generate(
+            prompts_of([9, 20]), 32
+        ),
+    )
+
+
+_LIMITED = """
+import torch
+from dllm_sampling import Sampler, load_model
+from dllm_sampling.backbones.packing import processor_multiplies
+
+torch.set_num_threads(1)
+assert processor_multiplies(torch.float32) or not torch.backends.mkldnn.is_available()
+print(processor_multiplies(torch.bfloat16))
+question = "Mia has 27 pens. Mia buys 5. Mia loses 8. Mia finds 9. How many pens?"
+for dtype in ("float32", "bfloat16"):
+    for choice in ("auto", "off"):
+        result = Sampler(load_model(dtype=dtype, compile=choice)).generate([question], gen_length=48)
+        print(dtype, choice, result.texts[0].split()[-1], result.execution)
+"""
+
+
+def test_a_processor_without_avx512_answers_alike():
+    """This machine kept from using more than AVX2, where bfloat16 is not packed; the others test all it has."""
+    limits = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run(
+        [sys.executable, "-c", _LIMITED],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | limits,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    can, *lines = done.stdout.splitlines()
+    assert can == "False"
+    assert len(lines) == 4
+    for line in lines:
+        dtype, choice, answer, execution = line.split(" ", 3)
+        assert answer == "33"
+        if choice == "off":
+            assert execution == "eager"
+        elif dtype == "bfloat16":
+            assert execution.startswith("eager; bfloat16 weights are not packed: this processor")
+        else:
+            assert execution == "packed weights"
+
+
+# A packed model is a whole one -----------------------------------------------------------------------
+
+
+def logits_of(model):
+    with torch.no_grad():
+        return model(torch.arange(2, 40)[None]).logits
+
+
+def pickled(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def loaded_again(model):
+    model.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    return model
+
+
+@pytest.mark.parametrize(
+    "ask", [copy.deepcopy, pickled, loaded_again, lambda model: model.to("cpu", torch.float32)]
+)
+def test_copies_of_a_packed_model_compute_the_same(ask):
+    plain, packed = load_model(DATA / "dream", compile="off"), load_model(DATA / "dream")
+    count = packed.execution.packed
+    assert str(packed.execution) == "packed weights"
+    close = {"atol": tolerance.of_logits(plain, logits_of(plain.model)), "rtol": 0}
+    torch.testing.assert_close(logits_of(ask(packed.model)), logits_of(plain.model), **close)
+    torch.testing.assert_close(logits_of(packed.model), logits_of(plain.model), **close)
+    assert (
+        str(packed.execution) == f"eager; {count} of {count} layers unpacked, as their weights were asked for"
+    )
+
+
+def test_a_packed_model_shows_and_saves_all_of_its_weights(tmp_path):
+    plain, packed = load_model(DATA / "llada", compile="off").model, load_model(DATA / "llada").model
+    expected = dict(plain.named_parameters())
+    assert packed.num_parameters() == plain.num_parameters()
+    for name, parameter in load_model(DATA / "llada").model.named_parameters():
+        assert parameter.equal(expected.pop(name)), name
+    assert not expected
+    load_model(DATA / "llada").model.save_pretrained(tmp_path)
+    saved, original = (
+        load_file(tmp_path / "model.safetensors"),
+        load_file(DATA / "llada" / "model.safetensors"),
+    )
+    assert saved.keys() == original.keys()
+    assert all(saved[name].equal(original[name]) for name in original)
+
+
+def test_what_is_done_to_the_weights_of_a_packed_model_has_effect():
+    backbone = load_model(DATA / "llada")
+    before = logits_of(backbone.model)
+    for parameter in backbone.model.parameters():
+        parameter.data.mul_(0.5)
+    assert not torch.allclose(logits_of(backbone.model), before)
+    backbone.model.lm_head.weight.data.zero_()
+    assert logits_of(backbone.model).abs().max() == 0
+
+
+def test_packed_layers_under_autocast_and_with_gradients():
+    plain, packed = load_model(DATA / "llada", compile="off").model, load_model(DATA / "llada")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mine, theirs = logits_of(packed.model), logits_of(plain)
+    assert mine.dtype == theirs.dtype
+    assert torch.allclose(mine.float(), theirs.float(), atol=0.05)
+    gradients = []
+    for model in (packed.model, plain):
+        embedded = model.get_input_embeddings()(torch.arange(2, 9)[None]).detach().requires_grad_()
+        model(inputs_embeds=embedded).logits.square().sum().backward()
+        gradients.append(embedded.grad)
+    assert torch.allclose(*gradients, rtol=1e-3)
+    assert str(packed.execution) == "packed weights"
 
 
 @pytest.mark.parametrize("value", ["off", "on", "auto"])

@@ -192,7 +192,7 @@ def _load(
 
 
 def _all_ends(folder: Path, config: PretrainedConfig) -> list[int]:
-    """The ends of a text that config.json and generation_config.json name; the latter may name the mask too."""
+    """The ends of a text that both configs name; generation_config.json may name the mask too."""
     size: int = getattr(config, "written_vocab_size", None) or config.get_text_config().vocab_size
     generation = read_json(folder, "generation_config.json") or {}
     named = special_ids.mask_id(generation, size, "generation_config.json")

@@ -22,7 +22,8 @@ def mask_id(config: Mapping[str, Any], vocab_size: int, file: str = "config.json
     value = config.get("mask_token_id")
     if value is not None and not _is_id(value, vocab_size):
         raise CheckpointError(
-            f"{file} says mask_token_id={repr(value)[:100]}; it is an id of the vocabulary, in [0, {vocab_size})."
+            f"{file} says mask_token_id={repr(value)[:100]}; it is an id of the vocabulary, in "
+            f"[0, {vocab_size})."
         )
     return value
 

@@ -131,7 +131,12 @@ def _stock_class(
         raise CheckpointError(f"tokenizer_config.json says tokenizer_class={str(name)[:50]!r}; it is a name.")
     found: type[PreTrainedTokenizerBase] | None = None
     # A tokenizer.json that says LlamaTokenizer is often of another kind: it is taken as it stands.
-    if name and name.isidentifier() and not (whole and name.startswith("LlamaTokenizer")):
+    if (
+        name
+        and name.isidentifier()
+        and "Tokenizer" in name
+        and not (whole and name.startswith("LlamaTokenizer"))
+    ):
         for each in (name, name.removesuffix("Fast")):
             try:
                 candidate = getattr(transformers, each, None)
