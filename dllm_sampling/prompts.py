@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Number
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
-from typing_extensions import TypeGuard
 
 from dllm_sampling import messages, token_ids
 from dllm_sampling.arguments import flag, shown, whole
@@ -223,9 +222,7 @@ def _places(places: Any, count: int) -> list[int]:
     if token_ids.is_array(places) and places.ndim == 1:
         places = places.tolist()
     if not isinstance(places, Sequence) or isinstance(places, (str, bytes)):
-        raise PromptError(
-            f"places must be a list of whole numbers, one for each prompt, got {shown(places)}."
-        )
+        raise PromptError(f"places must be a list of whole numbers, one a prompt, got {shown(places)}.")
     if len(places) != count:
         raise PromptError(f"{len(places)} places were given for {count} prompts.")
     return [
