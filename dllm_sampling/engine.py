@@ -146,6 +146,7 @@ class Sampler:
         Raises PromptError, naming the prompt, for what is no prompt, is empty or is too long, and
         ConfigurationError for other arguments that cannot work.
         """
+        listener = Listener(streamer, stopping_criteria)
         run = self.steps(
             prompts,
             gen_length,
@@ -154,7 +155,7 @@ class Sampler:
             places=places,
             chat_template=chat_template,
         )
-        return run.finish(Listener(streamer, stopping_criteria))
+        return run.finish(listener)
 
     def custom_generate(
         self, model: PreTrainedModel, input_ids: Tensor, *, seed: int | None = None, **arguments: Any
