@@ -13,8 +13,9 @@ from torch import Tensor
 from dllm_sampling import generation, noise, run_hooks
 from dllm_sampling import prompts as prompting
 from dllm_sampling.answers import check_selected
+from dllm_sampling.arguments import flag, shown, whole
 from dllm_sampling.backbones.base import Backbone
-from dllm_sampling.errors import DecodingError, PluginError
+from dllm_sampling.errors import ConfigurationError, DecodingError, PluginError
 from dllm_sampling.generation import Listener
 from dllm_sampling.kv_buffer import KVBuffer
 from dllm_sampling.observation import Observation, Sampling
@@ -91,6 +92,14 @@ class Sampler:
             "batch_size": batch_size,
         }
         settings = {key: value for key, value in given.items() if value is not None}
+        if not isinstance(model, Backbone):
+            raise ConfigurationError(
+                f"model must be what load_model returns, got {shown(model)}: Sampler(load_model(...), ...)."
+            )
+        if stop_at_eos is not None:
+            flag("stop_at_eos", stop_at_eos)
+        if batch_size is not None:
+            settings["batch_size"] = whole("batch_size", batch_size, least=1)
         self.model = model
         self.settings = SamplerSettings.of(settings)
         run_hooks.manager(run_hooks.policies_of(self.settings))  # refuses broken policies now, not at a run
@@ -122,8 +131,10 @@ class Sampler:
     ) -> GenerationResult:
         """Write `gen_length` tokens behind each prompt.
 
-        prompts: strings, chats (lists of messages), lists of token ids, or a LongTensor
-            `[batch, prompt]` padded on the left, with its attention_mask.
+        prompts: one prompt or a list of them. A prompt is a string, a chat (a list of messages with role and
+            content), token ids (a list, or a tensor or array `[prompt]`), or what a tokenizer returns.
+            Several may also be a tensor or array of integers `[batch, prompt]` padded on the left, with its
+            attention_mask, or what a tokenizer returns for several texts.
         seed: of the noise at temperature above 0 and of random policies.
         places: the prompts' places in a larger call of which this is a part; their noise is then the
             same as there. By default 0, 1, 2, ...
@@ -132,8 +143,10 @@ class Sampler:
             from left to right; `put_draft`, where it has that, gets the draft after every step.
         stopping_criteria: those of transformers. They are asked when a block is done, with the text so far
             and None; what a row they stop leaves open becomes padding.
-        Raises PromptError for prompts that are empty or too long.
+        Raises PromptError, naming the prompt, for what is no prompt, is empty or is too long, and
+        ConfigurationError for other arguments that cannot work.
         """
+        listener = Listener(streamer, stopping_criteria)
         run = self.steps(
             prompts,
             gen_length,
@@ -142,7 +155,7 @@ class Sampler:
             places=places,
             chat_template=chat_template,
         )
-        return run.finish(Listener(streamer, stopping_criteria))
+        return run.finish(listener)
 
     def custom_generate(
         self, model: PreTrainedModel, input_ids: Tensor, *, seed: int | None = None, **arguments: Any
@@ -172,23 +185,28 @@ class Sampler:
     ) -> Run:
         """As `generate`, a step at a time: iterate, and read `result` when it ends."""
         facts = self.model.facts
+        seed = whole("seed", seed)
         ids = prompting.encode(prompts, attention_mask, facts, chat_template)
         canvases = prompting.with_targets(ids, gen_length, facts, places)
-        width = prompts.shape[1] if isinstance(prompts, Tensor) else max(len(row) for row in ids)
+        width = prompting.width(prompts, ids)
         return Run(self, canvases, width, seed, self.settings.stop_at_eos)
 
     def infill(
         self,
-        canvas: Tensor | Sequence[Sequence[int]],
+        canvas: Tensor | Sequence[prompting.Ids],
         targets: Tensor | Sequence[Any] | None = None,
         *,
         seed: int = 0,
         stop_at_eos: bool = False,
     ) -> GenerationResult:
-        """Write the targets of canvases `[batch, length]`, which may lie anywhere.
+        """Write the targets of canvases, which may lie anywhere.
 
-        targets: bool, the canvas's shape; by default every mask id. Given positions never change.
+        canvas: token ids, a tensor or array `[batch, length]` or a list of rows.
+        targets: True or False (1 or 0), the canvas's shape; by default every mask id. Given positions
+            never change.
+        Raises PromptError, naming the canvas, for what is none or has no target.
         """
+        seed, stop_at_eos = whole("seed", seed), flag("stop_at_eos", stop_at_eos)
         canvases = prompting.to_fill(canvas, targets, self.model.facts)
         return Run(self, canvases, None, seed, stop_at_eos).finish()
 

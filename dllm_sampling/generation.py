@@ -11,7 +11,7 @@ import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from transformers.generation.stopping_criteria import (
     StoppingCriteriaList,
 )
 
+from dllm_sampling.arguments import shown, whole
 from dllm_sampling.errors import ConfigurationError, DllmSamplingError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from dllm_sampling.state import DecodingState, ModelFacts, Region
 
 
+@runtime_checkable
 class Streamer(Protocol):
     """What a transformers streamer has. One with `put_draft(value)` as well is shown every step."""
 
@@ -66,9 +68,14 @@ class Listener:
         *,
         put_prompt: bool = True,
     ) -> None:
+        if streamer is not None and not isinstance(streamer, Streamer):
+            raise ConfigurationError(f"streamer must have put and end, got {shown(streamer)}.")
+        criteria = () if criteria is None else criteria
+        if not isinstance(criteria, (list, tuple)) or not all(map(callable, criteria)):
+            raise ConfigurationError(f"stopping_criteria must be a list of criteria, got {shown(criteria)}.")
         self._streamer: Any = streamer
         self._drafts = hasattr(streamer, "put_draft")
-        self._criteria = StoppingCriteriaList(criteria or ())
+        self._criteria = StoppingCriteriaList(criteria)
         self._put_prompt = put_prompt
         self._width = 0
         self._sent = self._asked = 0
@@ -156,6 +163,9 @@ def _final(state: DecodingState, region: Region) -> int:
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
+    "diversity_penalty": (0,),
+    "length_penalty": (1,),
+    "early_stopping": (False,),
     "constraints": (),
     "force_words_ids": (),
     "penalty_alpha": (0,),
@@ -178,6 +188,8 @@ _WARPERS: dict[type[LogitsProcessor], str] = {
 }
 # What transformers samples with where nothing is said.
 _SAMPLING_DEFAULTS = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
+# The further ones of its sampling; where it samples they come as processors of logits, and are refused there.
+_OTHER_SAMPLING = ("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 # Prepared by transformers for a loop of its own; a run needs none of them.
 _UNUSED = {"logits_to_keep", "use_cache", "synced_gpus"}
 
@@ -205,7 +217,7 @@ def custom_generate(
         backbone = copy.copy(sampler.model)  # the same weights
         backbone.facts = _facts(backbone.facts, model.generation_config, generation_config, ends)
         settings = dict(sampler.settings)
-        settings["sampling"] = _sampling(sampler, generation_config)
+        settings["sampling"] = _sampling(sampler, generation_config, model.generation_config)
         settings["transforms"] += tuple(_transforms(logits_processor, generation_config))
         run = (
             type(sampler)
@@ -214,7 +226,7 @@ def custom_generate(
                 input_ids,
                 int(generation_config.max_length) - input_ids.shape[1],
                 attention_mask=attention_mask,
-                seed=int(torch.randint(2**62, ())) if seed is None else seed,
+                seed=int(torch.randint(2**62, ())) if seed is None else whole("seed", seed),
             )
         )
     except DllmSamplingError:
@@ -310,10 +322,16 @@ def _ids(value: Any) -> list[int]:
     return [value] if isinstance(value, int) else list(value)
 
 
-def _sampling(sampler: Sampler, config: GenerationConfig) -> dict[str, Any]:
+def _sampling(
+    sampler: Sampler, config: GenerationConfig, defaults: GenerationConfig | None
+) -> dict[str, Any]:
     """The sampler's own sampling where it samples; what `do_sample` asks for where it does not."""
     own = sampler.settings.sampling.model_dump()
     if not config.do_sample:
+        for name in (*_SAMPLING_DEFAULTS, *_OTHER_SAMPLING):
+            value, usual = getattr(config, name, None), getattr(defaults, name, None)
+            if value not in (None, _SAMPLING_DEFAULTS.get(name), usual, own.get(name)):
+                raise ConfigurationError(f"{name}={value!r} has no effect without do_sample=True.")
         return own
     asked = {name: getattr(config, name) for name in _SAMPLING_DEFAULTS}
     asked["top_k"] = asked["top_k"] or None

@@ -15,11 +15,12 @@ from typing import Any, NoReturn
 
 import torch
 
-from dllm_sampling import prompts
+from dllm_sampling import messages, prompts
 from dllm_sampling.config import RunConfig, read_mapping, set_setting
 from dllm_sampling.engine import Sampler
 from dllm_sampling.errors import ConfigurationError, StudyError
-from dllm_sampling.tasks.harness import before_stops
+from dllm_sampling.tasks import generation_settings
+from dllm_sampling.tasks.generation_settings import before_stops
 
 try:
     from lm_eval.api.instance import Instance
@@ -42,10 +43,13 @@ class SamplerLM(LM):  # type: ignore[misc]  # the harness carries no types
     batch_size: of the harness; 1, its default, leaves the config's.
     device: of the harness, where the config names none and the machine has it.
 
-    Targets: the config's gen_length where it is given, else the task's max_gen_toks, else the default.
-    Prompts stand as the task makes them unless the config says chat_template or the harness is given
-    --apply_chat_template. Raises ConfigurationError for a setting that does not exist, and for a task
-    whose temperature is not the sampler's.
+    Targets: the config's gen_length where it is given, else the task's max_gen_toks (or max_new_tokens,
+    max_tokens, max_completion_tokens), else the default. Prompts stand as the task makes them unless the
+    config says chat_template or the harness is given --apply_chat_template.
+
+    Every generation setting of a task or of --gen_kwargs is honoured or refused. Raises ConfigurationError
+    for a setting that does not exist, for do_sample, temperature, top_p or top_k that are not the sampler's,
+    and for beams, penalties and the like.
     """
 
     def __init__(
@@ -84,6 +88,9 @@ class SamplerLM(LM):  # type: ignore[misc]  # the harness carries no types
 
         answers: dict[int, str] = {}
         settings = [request.args[1] for request in requests]
+        for one in settings:
+            generation_settings.check(one)
+            generation_settings.check_sampling(one, self.config.sampler.sampling)
         lengths = [self._gen_length(one) for one in settings]
         with tqdm(total=len(requests), desc=NAME, disable=disable_tqdm) as bar:
             for length in sorted(set(lengths)):
@@ -97,7 +104,7 @@ class SamplerLM(LM):  # type: ignore[misc]  # the harness carries no types
 
     def _decoded(self, contexts: Mapping[int, str], gen_length: int) -> Any:
         """Places and texts, a batch at a time, the longest prompts first."""
-        ids = self._encoded(list(contexts.values()))
+        ids = self._encoded(contexts)
         canvases = prompts.with_targets(ids, gen_length, self._facts, list(contexts))
         ordered = iter(prompts.longest_first(canvases))
         while batch := list(itertools.islice(ordered, self.config.sampler.batch_size)):
@@ -113,23 +120,19 @@ class SamplerLM(LM):  # type: ignore[misc]  # the harness carries no types
             self.seconds += result.seconds
             yield places, result.texts
 
-    def _encoded(self, contexts: list[str]) -> list[list[int]]:
-        if self._is_rendered:
-            tokenizer = self._tokenizer()
-            return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in contexts]
-        return prompts.encode(contexts, None, self._facts, self.config.chat_template)
+    def _encoded(self, contexts: Mapping[int, str]) -> list[list[int]]:
+        if not self._is_rendered:
+            template = self.config.chat_template
+            return [prompts.encode_one(text, i, self._facts, template) for i, text in contexts.items()]
+        found = []
+        for i, text in contexts.items():
+            messages.refuse_lone_surrogates(text, f"prompt {i}")
+            found.append(prompts.tokenised(text, f"prompt {i}", self._facts, special=False))
+        return found
 
     def _gen_length(self, settings: Mapping[str, Any]) -> int:
-        own = self.config.sampler.sampling.temperature
-        wanted = float(settings.get("temperature") or 0.0) if settings.get("do_sample") else 0.0
-        if settings.get("do_sample") and wanted != own:
-            raise ConfigurationError(
-                f"the task samples at temperature {wanted:g}, the sampler at {own:g}: give "
-                f"sampling.temperature={wanted:g} in --model_args, or do_sample=false in --gen_kwargs."
-            )
-        if self._gen_length_is_given or "max_gen_toks" not in settings:
-            return self.config.gen_length
-        return int(settings["max_gen_toks"])
+        asked = generation_settings.length(settings)
+        return self.config.gen_length if self._gen_length_is_given or asked is None else asked
 
     def loglikelihood(self, requests: Sequence[Instance]) -> NoReturn:
         """Not what a sampler does."""
@@ -147,16 +150,11 @@ class SamplerLM(LM):  # type: ignore[misc]  # the harness carries no types
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A chat as the text that is tokenised as it stands."""
+        """A chat as the text that is tokenised as it stands; its last message may be left open."""
         self._is_rendered = True
-        return str(
-            self._tokenizer().apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        )
+        chat = messages.checked(chat_history, "chat")
+        render = messages.rendered if add_generation_prompt else messages.continued
+        return render(self._tokenizer(), chat, "chat")
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """The checkpoint's template."""

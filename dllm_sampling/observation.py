@@ -8,8 +8,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from dllm_sampling import confidence, noise
 
@@ -32,6 +33,18 @@ class Sampling(BaseModel):
         description="plain: the model's own probability of the candidate (LLaDA); filtered: the one "
         "after temperature, top-p and top-k (Dream).",
     )
+
+    @model_validator(mode="after")
+    def _filters_have_an_effect(self) -> Self:
+        # The most likely token stays in every nucleus: at temperature 0 only filtered confidences change.
+        if self.temperature == 0 and self.confidence == "plain":
+            for name, value, neutral in (("top_p", self.top_p, 1.0), ("top_k", self.top_k, None)):
+                if value != neutral:
+                    raise ValueError(
+                        f"{name}={value!r} has no effect at temperature 0: give a temperature above 0, "
+                        "confidence='filtered', or leave it out"
+                    )
+        return self
 
 
 @dataclass(frozen=True, eq=False)

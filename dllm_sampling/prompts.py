@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from numbers import Number
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
 
+from dllm_sampling import messages, token_ids
+from dllm_sampling.arguments import flag, shown, whole
 from dllm_sampling.errors import PromptError
 from dllm_sampling.state import ModelFacts
 
+if TYPE_CHECKING:
+    import numpy as np
+
 Chat: TypeAlias = Sequence[Mapping[str, Any]]
-Prompt: TypeAlias = "str | Chat | Sequence[int]"
-Prompts: TypeAlias = "str | Sequence[Prompt] | Tensor"
+Ids: TypeAlias = "Sequence[int] | Tensor | np.ndarray[Any, Any]"
+Prompt: TypeAlias = "str | Chat | Ids | Mapping[str, Any]"
+Prompts: TypeAlias = "Prompt | Sequence[Prompt]"
+
+_TAKEN = "a prompt is a text, a list of token ids, a chat (a list of messages) or what a tokenizer returns"
+_LARGEST_PLACE = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -41,114 +51,237 @@ class Canvas:
         return len(self.tokens) - self.before
 
 
-def encode(
-    prompts: Prompts, attention_mask: Tensor | None, facts: ModelFacts, chat_template: bool
-) -> list[list[int]]:
-    """Token ids of every prompt, padding taken off.
+# Prompts --------------------------------------------------------------------------------------------
 
-    A string becomes one user message where the checkpoint has a chat template and `chat_template` is
-    true, and is tokenised as it stands otherwise. Chat messages always go through the template.
+
+def encode(prompts: Prompts, attention_mask: Any, facts: ModelFacts, chat_template: bool) -> list[list[int]]:
+    """Token ids of every prompt, padding taken off. This is the one place that decides what is a prompt.
+
+    A prompt is a text; a chat, which is a list of messages (see `messages.checked`); token ids, which are a
+    list of whole numbers or a 1-dimensional tensor or array; or what a tokenizer returns for one text: a
+    mapping with input_ids. Prompts are one of these or a list of them, a tensor or array
+    `[batch, prompt]` with its `attention_mask`, or what a tokenizer returns for several texts.
+    `attention_mask` is 0 on padding, which stands on the left; every id of a list counts.
+
+    A text becomes one user message where the checkpoint has a chat template and `chat_template` is
+    true, and is tokenised as it stands otherwise. Chats always go through the template.
+
+    Raises PromptError naming the prompt and what is wrong with it, for anything else.
     """
-    if isinstance(prompts, Tensor):
-        return _from_tensor(prompts, attention_mask)
+    flag("chat_template", chat_template)
+    if token_ids.is_encoding(prompts):
+        if attention_mask is not None:
+            raise PromptError("attention_mask is given twice: what a tokenizer returns has its own.")
+        prompts, attention_mask = token_ids.opened("prompts", prompts)  # type: ignore[arg-type]
+        if not _is_batch(prompts):
+            ids = token_ids.one("prompt 0", prompts, attention_mask)
+            return [_within(ids, "prompt 0", facts)]
+        rows = token_ids.several("prompt", prompts, attention_mask, facts.pad_token_id)
+        return [_within(ids, f"prompt {i}", facts) for i, ids in enumerate(rows)]
+    if token_ids.is_array(prompts):
+        rows = token_ids.several("prompt", prompts, attention_mask, facts.pad_token_id)
+        return [_within(ids, f"prompt {i}", facts) for i, ids in enumerate(rows)]
     if attention_mask is not None:
         raise PromptError("attention_mask goes with a tensor of prompts; lists carry their own length.")
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], (int, Mapping))):
-        prompts = [prompts]  # type: ignore[list-item]
-    if not prompts:
-        raise PromptError("no prompts were given.")
-    encoded = [_encode_one(i, prompt, facts, chat_template) for i, prompt in enumerate(prompts)]
-    return [_checked(i, ids, facts) for i, ids in enumerate(encoded)]
+    listed = _listed(prompts)
+    return [encode_one(prompt, i, facts, chat_template) for i, prompt in enumerate(listed)]
 
 
-def _encode_one(index: int, prompt: Any, facts: ModelFacts, chat_template: bool) -> list[int]:
-    if not isinstance(prompt, str) and (len(prompt) == 0 or not isinstance(prompt[0], Mapping)):
-        return [int(token) for token in prompt]
+def encode_one(
+    prompt: Any, index: int, facts: ModelFacts, chat_template: bool, gen_length: int | None = None
+) -> list[int]:
+    """Token ids of one prompt, as `encode` takes them; errors name it `prompt INDEX`.
+
+    With `gen_length` it must fit into the model's context with so many targets behind it.
+    """
+    where = f"prompt {index}"
+    taken = checked(prompt, where)
+    ids = taken if _is_ids(taken) else _from_text(taken, where, facts, chat_template)
+    _within(ids, where, facts)
+    if gen_length is not None:
+        _refuse_too_long(len(ids), where, gen_length, facts)
+    return ids
+
+
+def checked(prompt: Any, where: str) -> str | list[dict[str, Any]] | list[int]:
+    """One prompt as text, messages or token ids, without a model; `where` names it in errors."""
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise PromptError(f"{where} is empty.")
+        messages.refuse_lone_surrogates(prompt, where)
+        return str(prompt)
+    if token_ids.is_encoding(prompt):
+        ids, mask = token_ids.opened(where, prompt)
+        return token_ids.one(where, ids, mask)
+    if token_ids.is_array(prompt):
+        return token_ids.one(where, prompt)
+    if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray, memoryview)):
+        hint = "; a chat is a list of messages" if isinstance(prompt, Mapping) else ""
+        raise PromptError(f"{where} is {shown(prompt)}{hint}: {_TAKEN}.")
+    if any(isinstance(entry, Mapping) for entry in prompt):
+        return messages.checked(prompt, where)
+    if any(isinstance(entry, str) for entry in prompt):
+        raise PromptError(f"{where} is a list with text in it: {_TAKEN}.")
+    return token_ids.one(where, prompt)
+
+
+def width(prompts: Prompts, rows: Sequence[Sequence[int]]) -> int:
+    """The columns of the prompts as they were given, padding included; `rows` are their ids without it."""
+    if token_ids.is_encoding(prompts):
+        prompts = prompts["input_ids"]  # type: ignore[call-overload, index]
+    if token_ids.is_array(prompts):
+        return int(prompts.shape[-1])  # type: ignore[union-attr]
+    return max(len(row) for row in rows)
+
+
+def tokenised(text: str, where: str, facts: ModelFacts, *, special: bool) -> list[int]:
+    """Token ids of a text as it stands; `special`: with the tokens that the tokenizer puts around a text."""
     tokenizer = facts.tokenizer
     if tokenizer is None:
         raise PromptError("the checkpoint has no tokenizer: give token ids instead of text.")
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise PromptError(f"prompt {index} is empty.")
+    try:
+        ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    except Exception as error:  # noqa: BLE001 - tokenizers are foreign code and fail in many ways
+        raise PromptError(f"{where}: the tokenizer cannot read it: {type(error).__name__}: {error}") from None
+    return _within(ids, where, facts)
+
+
+def _listed(prompts: Any) -> Sequence[Any]:
+    """A list of prompts from one prompt or several."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray, memoryview)):
+        hint = ""
+        if isinstance(prompts, Mapping):
+            hint = "; a chat is a list of messages" if "content" in prompts else "; input_ids is missing"
+        raise PromptError(f"prompts are {shown(prompts)}{hint}: {_TAKEN}, or a list of these.")
+    if len(prompts) == 0:
+        raise PromptError("no prompts were given.")
+    is_chat = any(isinstance(entry, Mapping) and not token_ids.is_encoding(entry) for entry in prompts)
+    return [prompts] if is_chat or any(map(_is_number, prompts)) else prompts
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Number) or (token_ids.is_array(value) and value.ndim == 0)  # type: ignore[attr-defined]
+
+
+def _is_batch(values: Any) -> bool:
+    """Whether the input_ids of an encoding are those of several texts."""
+    if token_ids.is_array(values):
+        return bool(values.ndim != 1)
+    return isinstance(values, Sequence) and not any(map(_is_number, values))
+
+
+def _is_ids(taken: Any) -> TypeGuard[list[int]]:
+    return not isinstance(taken, str) and not (taken and isinstance(taken[0], Mapping))
+
+
+def _from_text(
+    taken: str | list[dict[str, Any]] | list[int], where: str, facts: ModelFacts, chat_template: bool
+) -> list[int]:
+    tokenizer = facts.tokenizer
+    if tokenizer is None:
+        raise PromptError("the checkpoint has no tokenizer: give token ids instead of text.")
+    if isinstance(taken, str):
         if not (chat_template and tokenizer.chat_template):
-            return list(tokenizer(prompt)["input_ids"])
-        prompt = [{"role": "user", "content": prompt}]
+            return tokenised(taken, where, facts, special=True)
+        taken = [{"role": "user", "content": taken}]
     if not tokenizer.chat_template:
         raise PromptError("the checkpoint has no chat template: give strings or token ids.")
-    text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(str(text), add_special_tokens=False)["input_ids"])
+    text = messages.rendered(tokenizer, taken, where)  # type: ignore[arg-type]
+    return tokenised(text, where, facts, special=False)
 
 
-def _from_tensor(prompts: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
-    if prompts.ndim != 2 or prompts.is_floating_point() or prompts.shape[0] == 0:
-        raise PromptError(
-            f"a tensor of prompts is [batch, prompt] integers, not {list(prompts.shape)} {prompts.dtype}."
-        )
-    if attention_mask is None:
-        attention_mask = torch.ones_like(prompts)
-    if attention_mask.shape != prompts.shape:
-        raise PromptError(
-            f"attention_mask is {list(attention_mask.shape)}, the prompts are {list(prompts.shape)}."
-        )
-    kept = attention_mask.bool().cpu()
-    if (kept.long().diff(dim=1) < 0).any():
-        raise PromptError("attention_mask must be 0 on the left of each prompt only: pad on the left.")
-    rows = [row[keep].tolist() for row, keep in zip(prompts.cpu(), kept, strict=True)]
-    return [_checked(i, ids, None) for i, ids in enumerate(rows)]
-
-
-def _checked(index: int, ids: list[int], facts: ModelFacts | None) -> list[int]:
+def _within(ids: list[int], where: str, facts: ModelFacts) -> list[int]:
     if not ids:
-        raise PromptError(f"prompt {index} is empty.")
-    if facts is not None and not 0 <= min(ids) <= max(ids) < facts.vocab_size:
-        raise PromptError(f"prompt {index} holds ids outside [0, {facts.vocab_size}).")
+        raise PromptError(f"{where} is empty.")
+    if not 0 <= min(ids) <= max(ids) < facts.vocab_size:
+        raise PromptError(f"{where} holds ids outside [0, {facts.vocab_size}).")
     return ids
+
+
+# Canvases -------------------------------------------------------------------------------------------
 
 
 def with_targets(
     prompts: list[list[int]], gen_length: int, facts: ModelFacts, places: Sequence[int] | None = None
 ) -> list[Canvas]:
     """Each prompt followed by `gen_length` targets."""
-    if places is not None and len(places) != len(prompts):
-        raise PromptError(f"{len(places)} places were given for {len(prompts)} prompts.")
-    if gen_length < 1:
-        raise PromptError(f"gen_length must be at least 1, got {gen_length}.")
+    gen_length = whole("gen_length", gen_length, least=1, error=PromptError)
+    own = list(range(len(prompts))) if places is None else _places(places, len(prompts))
     canvases = []
     for i, ids in enumerate(prompts):
-        if len(ids) + gen_length > facts.max_length:
-            raise PromptError(
-                f"prompt {i} has {len(ids)} tokens, which with gen_length={gen_length} exceed the "
-                f"model's context of {facts.max_length}."
-            )
+        _refuse_too_long(len(ids), f"prompt {i}", gen_length, facts)
         tokens = torch.tensor(ids + [facts.mask_token_id] * gen_length)
         targets = torch.arange(len(tokens)) >= len(ids)
-        canvases.append(Canvas(i, tokens, targets, i if places is None else places[i]))
+        canvases.append(Canvas(i, tokens, targets, own[i]))
     return canvases
 
 
-def to_fill(
-    canvas: Tensor | Sequence[Sequence[int]], targets: Tensor | Sequence[Any] | None, facts: ModelFacts
-) -> list[Canvas]:
-    """Canvases to infill: `targets` are bool, or by default every mask id."""
-    rows = [torch.as_tensor(row, dtype=torch.long).cpu() for row in canvas]
-    if not rows:
-        raise PromptError("no canvases were given.")
-    marks = [row == facts.mask_token_id for row in rows]
+def _places(places: Any, count: int) -> list[int]:
+    if token_ids.is_array(places) and places.ndim == 1:
+        places = places.tolist()
+    if not isinstance(places, Sequence) or isinstance(places, (str, bytes)):
+        raise PromptError(f"places must be a list of whole numbers, one a prompt, got {shown(places)}.")
+    if len(places) != count:
+        raise PromptError(f"{len(places)} places were given for {count} prompts.")
+    return [
+        whole(f"places[{i}]", place, least=0, most=_LARGEST_PLACE, error=PromptError)
+        for i, place in enumerate(places)
+    ]
+
+
+def _refuse_too_long(length: int, where: str, gen_length: int, facts: ModelFacts) -> None:
+    if length + gen_length > facts.max_length:
+        raise PromptError(
+            f"{where} has {length} tokens, which with gen_length={gen_length} exceed the "
+            f"model's context of {facts.max_length}."
+        )
+
+
+def to_fill(canvas: Any, targets: Any, facts: ModelFacts) -> list[Canvas]:
+    """Canvases to infill: `canvas` is a tensor or array `[batch, length]` of token ids or a list of rows.
+
+    `targets`, in the same shape, are True (or 1) where a token is to be written; without them that is
+    every mask id. Raises PromptError naming the canvas and what is wrong with it.
+    """
+    rows = [
+        _within(token_ids.one(f"canvas {i}", row), f"canvas {i}", facts)
+        for i, row in enumerate(_rows("canvas", canvas, "token ids"))
+    ]
+    marks = [[token == facts.mask_token_id for token in row] for row in rows]
     if targets is not None:
-        marks = [torch.as_tensor(mark, dtype=torch.bool).cpu() for mark in targets]
-    if len(marks) != len(rows):
-        raise PromptError(f"targets has {len(marks)} rows, the canvas {len(rows)}.")
+        given = _rows("targets", targets, "True and False")
+        if len(given) != len(rows):
+            raise PromptError(f"targets has {len(given)} rows, the canvas {len(rows)}.")
+        marks = [token_ids.marks(f"canvas {i}", row) for i, row in enumerate(given)]
     canvases = []
     for i, (row, mark) in enumerate(zip(rows, marks, strict=True)):
-        if row.ndim != 1 or row.shape != mark.shape:
-            raise PromptError(f"canvas {i} is {list(row.shape)} and its targets {list(mark.shape)}.")
-        _checked(i, row.tolist(), facts)
-        if not mark.any():
+        if len(row) != len(mark):
+            raise PromptError(f"canvas {i} has {len(row)} tokens and {len(mark)} targets.")
+        if not any(mark):
             raise PromptError(f"canvas {i} has no target: no mask id in it, or targets are all False.")
         if len(row) > facts.max_length:
             raise PromptError(f"canvas {i} has {len(row)} tokens; the model's context is {facts.max_length}.")
-        canvases.append(Canvas(i, row, mark, i))
+        canvases.append(Canvas(i, torch.tensor(row), torch.tensor(mark), i))
     return canvases
+
+
+def _rows(name: str, values: Any, of: str) -> Sequence[Any]:
+    """The rows of `[batch, length]`."""
+    rule = f"{name} must be a tensor [batch, length] or a list of rows, each a list of {of}"
+    if token_ids.is_array(values):
+        if values.ndim != 2:
+            raise PromptError(f"{rule}; got {list(values.shape)}.")
+        return list(values)
+    if not isinstance(values, Sequence) or isinstance(values, (str, bytes, bytearray, memoryview)):
+        raise PromptError(f"{rule}; got {shown(values)}.")
+    if len(values) == 0:
+        raise PromptError("no canvases were given.")
+    for i, row in enumerate(values):
+        if isinstance(row, str) or not (isinstance(row, Sequence) or token_ids.is_array(row)):
+            raise PromptError(f"{rule}; row {i} is {shown(row)}.")
+    return values
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout."
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; none reads --file or stdin.")] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", help="One prompt a line, or .jsonl objects with `prompt`.")
+        Path | None,
+        typer.Option("--file", help="One prompt a line; or .jsonl or .json objects with `prompt`."),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="A folder or hub id; the bundled model without it.")

@@ -11,8 +11,10 @@ from typing import Any
 from dllm_sampling.backbones.loading import load_tokenizer
 from dllm_sampling.cli.terminal import Screen
 from dllm_sampling.errors import ConfigurationError, DllmSamplingError
+from dllm_sampling.messages import refuse_lone_surrogates
 from dllm_sampling.plugins import registry
 from dllm_sampling.tasks import Task
+from dllm_sampling.text_files import json_lines, read_text
 
 _err = Screen(stderr=True)
 
@@ -23,6 +25,7 @@ def count(sources: Sequence[str], model: str | None, output: Path) -> None:
     counts: Counter[int] = Counter()
     for source in sources:
         for text in _texts(source):
+            refuse_lone_surrogates(text, source)
             counts.update(tokenizer(text, add_special_tokens=False)["input_ids"])
     total = sum(counts.values())
     if total == 0:
@@ -42,18 +45,12 @@ def _texts(source: str) -> Iterator[str]:
     """The texts of a file (its lines, or the strings of JSON lines) or of an installed task."""
     path = Path(source)
     if path.is_file():
-        try:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError as error:
-            raise ConfigurationError(f"{path}: {error.strerror or error}.") from None
-        for number, line in enumerate(lines, 1):
-            if path.suffix != ".jsonl":
-                yield line
-            elif line.strip():
-                try:
-                    yield from _strings(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise ConfigurationError(f"{path}, line {number}: not JSON: {error}") from None
+        text = read_text(path, ConfigurationError)
+        if path.suffix.lower() != ".jsonl":
+            yield from text.split("\n")
+        else:
+            for _, value in json_lines(text, str(path), ConfigurationError):
+                yield from _strings(value)
         return
     tasks = registry().classes("task")
     if source not in tasks:

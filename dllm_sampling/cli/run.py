@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from dllm_sampling.cli.prompt_files import read_prompts
 from dllm_sampling.cli.terminal import Screen
 from dllm_sampling.config import RunConfig
 from dllm_sampling.engine import Sampler
-from dllm_sampling.errors import PromptError
 from dllm_sampling.result import GenerationResult
+
+__all__ = ["configure", "generate", "read_prompts"]
 
 _err = Screen(stderr=True)
 
@@ -24,43 +25,6 @@ def configure(file: Path | None, given: Mapping[str, Any], settings: Sequence[st
     options = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     overrides = [*options, *settings]
     return RunConfig.of(overrides=overrides) if file is None else RunConfig.read(file, overrides=overrides)
-
-
-def read_prompts(arguments: Sequence[str], file: Path | None) -> list[Any]:
-    """Prompts from the arguments, a file, or standard input: one a line, or JSON lines."""
-    if arguments and file is not None:
-        raise PromptError("give prompts as arguments or with --file, not both.")
-    if arguments:
-        return list(arguments)
-    if file is not None:
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PromptError(f"{file}: {error}") from None
-        return _json_lines(text, str(file)) if file.suffix == ".jsonl" else _lines(text)
-    if sys.stdin.isatty():
-        raise PromptError("no prompt: give it as an argument, with --file, or on standard input.")
-    return _lines(sys.stdin.read())
-
-
-def _lines(text: str) -> list[Any]:
-    found = [line for line in text.splitlines() if line.strip()]
-    if not found:
-        raise PromptError("no prompt: the input is empty.")
-    return found
-
-
-def _json_lines(text: str, name: str) -> list[Any]:
-    prompts = []
-    for number, line in enumerate(_lines(text), 1):
-        try:
-            row = json.loads(line)
-            prompts.append(next(row[key] for key in ("prompt", "question", "messages") if key in row))
-        except (ValueError, TypeError, StopIteration):
-            raise PromptError(
-                f"{name}, line {number}: not a JSON object with prompt, question or messages."
-            ) from None
-    return prompts
 
 
 def generate(config: RunConfig, prompts: list[Any], *, as_json: bool, quiet: bool) -> None:

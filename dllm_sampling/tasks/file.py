@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from dllm_sampling.errors import ConfigurationError, StudyError, unknown_name
+from dllm_sampling.arguments import shown
+from dllm_sampling.errors import ConfigurationError, unknown_name
 from dllm_sampling.tasks.base import Example, Task
 from dllm_sampling.tasks.checkers import CHECKERS
+from dllm_sampling.tasks.templates import Template
+from dllm_sampling.text_files import json_lines, read_text
 
 
 class FileTask(Task):
-    """One example a line of a .jsonl file, or a row of a .parquet file.
+    """One example a line of a .jsonl file (UTF-8), or a row of a .parquet file.
 
-    Templates are Jinja's; they see the fields of the line. A template with an unknown field is an error.
+    Templates are Jinja's; they see the fields of the row, and the row itself as `row`, for fields whose names
+    are no identifiers: `{{ row['my question'] }}`. Where a field is named row, `row` is that field. Text is
+    printed as it is, any other value as JSON writes it: 5, 0.5, true, ["a", "b"]. A field that the row does
+    not have is an error, and so is printing one that is null, NaN or infinite (`{{ hint | default('') }}`
+    takes null as missing).
     """
 
     name: ClassVar[str] = "file"
@@ -53,19 +59,32 @@ class FileTask(Task):
         return self
 
     def examples(self) -> Sequence[Example]:
-        rows = _rows(Path(self.path))
-        prompt, answer = _template("prompt", self.prompt), _template("answer", self.answer)
+        rows = list(_rows(Path(self.path)))
+        prompt, answer = Template("prompt", self.prompt), Template("answer", self.answer)
         found = []
-        for number, row in enumerate(rows, 1):
-            where = f"{self.path}, row {number}"
-            found.append(Example(_filled(prompt, row, where), _filled(answer, row, where), row))
+        for place, row in rows:
+            where = f"{self.path}, {place}"
+            found.append(Example(prompt.fill(row, where), answer.fill(row, where), row))
+            self._refuse_hopeless(found[-1].answer, where)
         return found
+
+    def _refuse_hopeless(self, answer: str, where: str) -> None:
+        """Raise ConfigurationError for an answer that no text could ever give."""
+        if self.check in ("last_number", "multiple_choice") and not CHECKERS[self.check](
+            answer, answer, self._option
+        ):
+            raise ConfigurationError(
+                f"{where}: the answer {shown(answer)} can never be right with check={self.check!r}."
+            )
 
     def is_correct(self, text: str, example: Example) -> bool:
         if self.check not in CHECKERS:
             return self._other_task().is_correct(text, example)
-        option = self.pattern or self.letters or "ABCD"
-        return CHECKERS[self.check](text, example.answer, option)
+        return CHECKERS[self.check](text, example.answer, self._option)
+
+    @property
+    def _option(self) -> str:
+        return self.pattern or self.letters or "ABCD"
 
     def _other_task(self) -> Task:
         from dllm_sampling.plugins import registry
@@ -77,57 +96,37 @@ class FileTask(Task):
         return registry().build(Task, self.check)  # type: ignore[type-abstract]  # builds a subclass
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    if path.suffix not in (".jsonl", ".parquet"):
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a file, each with its place."""
+    ending = path.suffix.lower()
+    if ending not in (".jsonl", ".parquet"):
         raise ConfigurationError(f"{path}: unknown ending {path.suffix!r}; known: .jsonl, .parquet.")
+    if path.is_dir():
+        raise ConfigurationError(f"{path}: is a folder, not a file.")
     if not path.is_file():
         raise ConfigurationError(f"{path}: no such file.")
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            found: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise ConfigurationError(f"{path}: not readable as Parquet: {error}") from None
-        return found
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ConfigurationError(f"{path}, line {number}: not JSON: {error}") from None
+    if ending == ".parquet":
+        for number, row in enumerate(_parquet(path), 1):
+            yield f"row {number}", row
+        return
+    values = json_lines(read_text(path, ConfigurationError), str(path), ConfigurationError)
+    for number, (line, row) in enumerate(values, 1):
         if not isinstance(row, dict):
-            raise ConfigurationError(f"{path}, line {number}: not an object.")
-        rows.append(row)
-    return rows
+            raise ConfigurationError(f"{path}, line {line}: not an object.")
+        yield f"row {number}" if line == number else f"line {line}, row {number}", row
 
 
-def _template(name: str, text: str) -> Any:
-    try:
-        import jinja2
-        import jinja2.sandbox
-    except ImportError:
-        raise StudyError("tasks from files need Jinja: pip install 'dllm-sampling[study]'") from None
-    environment = jinja2.sandbox.SandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-    )
-    try:
-        return environment.from_string(text)
-    except jinja2.TemplateError as error:
-        raise ConfigurationError(f"{name} {text!r} is no template: {error}") from None
-
-
-def _filled(template: Any, row: Mapping[str, Any], where: str) -> str:
-    import jinja2
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
-        return str(template.render(row))
-    except jinja2.TemplateError as error:
-        raise ConfigurationError(f"{where}: {error}; its fields: {', '.join(row)}.") from None
+        # Read as one file: as a data set, folders named a=1 would add columns.
+        table = pq.ParquetFile(path).read()
+        twice = [name for name in table.column_names if table.column_names.count(name) > 1]
+        found: list[dict[str, Any]] = [] if twice else table.to_pylist()
+    except (OSError, ValueError, ArithmeticError, pa.ArrowException) as error:
+        raise ConfigurationError(f"{path}: not readable as Parquet: {error}") from None
+    if twice:
+        raise ConfigurationError(f"{path}: has the column {twice[0]!r} twice.")
+    return found

@@ -10,14 +10,19 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from dllm_sampling.errors import ConfigurationError, StudyError, unknown_name
+from dllm_sampling.tasks import generation_settings
 from dllm_sampling.tasks.base import Example, Task
+from dllm_sampling.tasks.generation_settings import before_stops
 
 
 class HarnessTask(Task):
     """Prompts, few-shot examples, stop strings, filters and metric of a `generate_until` task.
 
-    Prompts and scores are the harness's own, so a number here is its number. A group's tasks follow one
-    another; every answer counts alike.
+    Prompts and scores are the harness's own, so a number here is its number. How many tokens are written
+    and how they are sampled is the study's: gen_length and the samplers, whatever the task says of
+    max_gen_toks, do_sample, temperature, top_p and top_k. Any other generation setting that a sampler
+    cannot honour (num_beams, penalties) is refused. A group's tasks follow one another; every answer
+    counts alike.
     """
 
     name: ClassVar[str] = "harness"
@@ -38,6 +43,7 @@ class HarnessTask(Task):
             task.build_all_requests()
             for instance in task.instances:
                 prompt, settings = instance.args
+                generation_settings.check(settings)
                 data = {"part": name, "doc_id": instance.doc_id, "until": settings.get("until")}
                 found.append(Example(prompt, str(task.doc_to_target(instance.doc)), data))
         return found
@@ -73,14 +79,6 @@ class HarnessTask(Task):
                 f"{', '.join(sorted(scores))}."
             )
         return bool(score)
-
-
-def before_stops(text: str, until: str | Sequence[str] | None) -> str:
-    """The text up to its first stop string, as a model of the harness returns it."""
-    for stop in [until] if isinstance(until, str) else until or ():
-        if stop:
-            text = text.split(stop, maxsplit=1)[0]
-    return text
 
 
 @functools.lru_cache(maxsize=16)
