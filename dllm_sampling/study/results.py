@@ -39,7 +39,7 @@ class Results:
         found = {}
         for cell in self.manifest["cells"]:
             if cell["id"] not in found:
-                table = self.folder.table(cell["id"])
+                table = self.folder.table(cell["id"], cell["checker_id"])
                 if table is not None:
                     found[cell["id"]] = table
         return found
@@ -60,8 +60,9 @@ class Results:
         """Id to message of the cells that failed in the last run that tried them."""
         found: dict[str, str] = {}
         for run in self.manifest["runs"]:
-            found |= run.get("failed", {})
-        return {cell: message for cell, message in found.items() if cell not in self.tables}
+            for part in (*run.get("merged", []), run):
+                found |= part.get("failed", {})
+        return {cell["id"]: found[cell["id"]] for cell in self.unfinished if cell["id"] in found}
 
     @cached_property
     def rows(self) -> list[Row]:

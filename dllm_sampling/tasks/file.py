@@ -67,6 +67,9 @@ class FileTask(Task):
         option = self.pattern or self.letters or "ABCD"
         return CHECKERS[self.check](text, example.answer, option)
 
+    def scored_by(self) -> Task:
+        return self if self.check in CHECKERS else self._other_task()
+
     def _other_task(self) -> Task:
         from dllm_sampling.plugins import registry
 
