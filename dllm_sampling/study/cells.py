@@ -87,7 +87,7 @@ def cells_of(study: StudyConfig, examples: dict[str, Sequence[Example]]) -> list
         "versions": {name: versions[name] for name in ("torch", "transformers", "tokenizers")},
     }
     cells: list[Cell] = []
-    checkers: dict[str, str] = {}
+    records_of: dict[str, dict[str, str]] = {}
     for model in study.models:
         checkpoint = provenance.checkpoint_hash(model.settings)
         for task in study.tasks:
@@ -103,9 +103,10 @@ def cells_of(study: StudyConfig, examples: dict[str, Sequence[Example]]) -> list
                         "code": code_of(provenance.policies_of(run)),
                     }
                     found = digest(determined_by)[:16]
-                    if checkers.setdefault(found, ids.checker) != ids.checker:
-                        # Another task's checker on the same texts: its scores need records of their own.
-                        found = digest([found, task.name])[:16]
+                    # Another checker on the same texts: its scores need records of their own.
+                    known = records_of.setdefault(found, {})
+                    other = digest([found, task.name])[:16] if known else found
+                    found = known.setdefault(ids.checker, other)
                     cells.append(
                         Cell(
                             id=found,

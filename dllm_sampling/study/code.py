@@ -22,7 +22,8 @@ _ROOT = Path(dllm_sampling.__file__).resolve().parent
 # What lies beside the engine and decides no text: it shows, checks, tests or calls. Shipped policies are
 # named by the runs that use them, like anybody's.
 _NO_ENGINE = {
-    "bundled", "caches", "cli", "harness.py", "integrations", "strategies", "study", "tasks", "testing", "trace",
+    "bundled", "caches", "cli", "harness.py", "integrations", "strategies", "study", "tasks", "testing",
+    "trace",
 }  # fmt: skip
 _SHIPPED = (
     "dllm_sampling.bundled", "dllm_sampling.caches", "dllm_sampling.strategies", "dllm_sampling.tasks",
@@ -105,19 +106,20 @@ def _follow(path: Path, module: ModuleType | None, found: dict[Path, str]) -> No
             if file is not None and _belongs(other.__name__, file, home):
                 _follow(file, other, found)
         for file in _files(root, wanted, attributes):
-            if file.resolve().is_relative_to(home):
+            if file.is_relative_to(home) and (file.is_relative_to(_ROOT) == path.is_relative_to(_ROOT)):
                 _follow(file, None, found)
 
 
 def _root(path: Path) -> tuple[Path, Path]:
-    """The folder from which a file's imports count, and what belongs to it: its package, or its folder."""
+    """The folder from which a file's imports count, and what of it belongs to it.
+
+    All of it, or its package where other people's packages lie there too.
+    """
     root = next(folder for folder in path.parents if not (folder / "__init__.py").exists())
     inside = path.relative_to(root).parts
     if path.is_relative_to(_ROOT):
         return root, _ROOT / path.relative_to(_ROOT).parts[0]
-    if len(inside) > 1:
-        return root, root / inside[0]
-    return root, path if _is_installed(path) else root
+    return root, root / inside[0] if _is_installed(path) else root
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[tuple[str, list[str]]]:

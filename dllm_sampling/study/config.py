@@ -72,7 +72,9 @@ class Published(_Entry):
     accuracy: float | None = Field(None, ge=0, le=1, strict=True, description="Share of right answers.")
     tokens_per_forward: float | None = Field(None, gt=0, strict=True)
     tokens_per_second: float | None = Field(None, gt=0, strict=True)
-    speedup: float | None = Field(None, gt=0, strict=True, description="Over that publication's own baseline.")
+    speedup: float | None = Field(
+        None, gt=0, strict=True, description="Over that publication's own baseline."
+    )
     source: str = Field(description="Where it stands: paper, table, hardware.")
 
 
@@ -250,9 +252,7 @@ def _model(entry: str | dict[str, Any], folder: Path | None) -> ModelEntry:
         raise ConfigurationError(f"model {name!r}: {error}") from None
 
 
-def _task(
-    place: int, entry: str | dict[str, Any], gen_length: int | None, folder: Path | None
-) -> TaskEntry:
+def _task(place: int, entry: str | dict[str, Any], gen_length: int | None, folder: Path | None) -> TaskEntry:
     settings: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
     own: dict[str, Any] = {key: settings.pop(key) for key in ("limit", "best_accuracy") if key in settings}
     label = settings.pop("label", settings.get("name"))
@@ -260,22 +260,17 @@ def _task(
         raise ConfigurationError(f"task {place} of the study needs a name or a label: got {label!r}.")
     if gen_length is not None:
         settings.setdefault("gen_length", gen_length)
-    known = _fields_of(Task, settings)
+    cls = registry().classes(Task.kind).get(str(settings.get("name")))
+    known = (
+        {"name", "label", "limit", "best_accuracy", *cls.model_fields} if cls is not None else set(settings)
+    )
     for key in settings:
-        if known is not None and key not in known:
-            raise ConfigurationError(
-                f"task {label!r}: " + unknown_name("setting", key, [*known, "limit", "best_accuracy", "label"])
-            )
+        if key not in known:
+            raise ConfigurationError(f"task {label!r}: " + unknown_name("setting", key, known))
     try:
         return validated(TaskEntry, {"name": label, "task": paths.anchored(Task, settings, folder), **own})
     except ConfigurationError as error:
         raise ConfigurationError(f"task {label!r}: {error}") from None
-
-
-def _fields_of(kind: type[Task], settings: Mapping[str, Any]) -> set[str] | None:
-    """The settings that a task takes; None where there is none of that name."""
-    cls = registry().classes(kind.kind).get(str(settings.get("name")))
-    return {"name", *cls.model_fields} if cls is not None else None
 
 
 def _points(entry: Mapping[str, Any]) -> int:
@@ -319,7 +314,7 @@ def _samplers(
 
 def _refuse_outside(path: str) -> None:
     """A product moves a sampler's settings; what else a run has is the study's affair."""
-    first = path.split(".")[0]
+    first = path.partition(".")[0]
     if first not in SamplerSettings.model_fields and first != "sampler":
         raise ConfigurationError(unknown_name("setting of a sampler", first, SamplerSettings.model_fields))
 

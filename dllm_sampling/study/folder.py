@@ -41,8 +41,8 @@ logger = logging.getLogger("dllm_sampling.study")
 MANIFEST = "manifest.json"
 # What a study writes at the top of its folder, but for the manifest and shards.
 _OWN = (
-    "cells", "examples", "damaged", "plots", "log.txt", "report.html", "report.md", "report.tex", "results.csv",
-    "curves.csv",
+    "cells", "examples", "damaged", "plots", "log.txt", "report.html", "report.md", "report.tex",
+    "results.csv", "curves.csv",
 )  # fmt: skip
 _ID = "[0-9a-f]{16}"
 _PARTIALS = {
@@ -196,11 +196,13 @@ class ResultsFolder:
                 table = found
             records.write_atomically(self._part(unit), table)
 
-    def table(self, cell_id: str, checker_id: str) -> pa.Table | None:
-        """A finished cell's records, by prompt; None where it is not finished or another checker scored it."""
+    def table(self, cell_id: str, checker_id: str | None = None) -> pa.Table | None:
+        """A finished cell's records, by prompt; None where there are none, or another checker scored them."""
         path = self._whole(cell_id)
         table = records.read(path, cell_id) if path.exists() else None
-        return table if table is not None and records.checker_of(table) == checker_id else None
+        if table is not None and checker_id not in (None, records.checker_of(table)):
+            return None
+        return table
 
     def shards(self) -> list[ResultsFolder]:
         """The folders of this study's shards."""

@@ -102,7 +102,8 @@ def refuse_another(
             )
     if gone:
         _logger.warning(
-            "%d cells on record are no longer in the study and leave its report, such as %s: their files are kept",
+            "%d cells on record are not in the study any more and leave its report, such as %s; "
+            "their files are kept",
             len(gone), " / ".join(map(str, _title(gone[0]))),
         )  # fmt: skip
 

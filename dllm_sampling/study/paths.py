@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from dllm_sampling.tasks import Task
 _FILES = {"path", "include_path"}
 
 
-def path_from(text: str, folder: Path | None) -> str:
+def path_from(text: str | Path, folder: Path | None) -> str:
     """A file as it is found from anywhere: `~` is the home folder, the rest is relative to `folder`."""
-    path = Path(text).expanduser() if text.startswith("~") else Path(text)
+    path = Path(text).expanduser() if str(text).startswith("~") else Path(text)
     return str(path if folder is None else folder / path)
 
 
 def checkpoint(text: str, folder: Path | None) -> str:
-    """A checkpoint: a path where it is written as one, or leads to a folder beside the study; else a hub id."""
+    """A checkpoint: a path where it is written as one or leads to a folder from here; else a hub id."""
     written = text.startswith(("~", ".", "/"))
     if folder is not None and (written or (text and _is_folder(folder / text))):
         return path_from(text, folder)
@@ -50,11 +51,12 @@ def _fields(cls: type[Any], settings: Mapping[str, Any], folder: Path) -> dict[s
         if name not in found:
             continue
         if Path in _types(field.annotation) or (issubclass(cls, Task) and name in _FILES):
-            found[name] = _mapped(found[name], lambda value: path_from(str(value), folder), (str, Path))
+            found[name] = _mapped(found[name], partial(path_from, folder=folder), (str, Path))
             continue
-        kinds = [mark.kind for mark in [*field.metadata, *_types(field.annotation)] if isinstance(mark, Nested)]
-        for kind in kinds:
-            found[name] = _mapped(found[name], lambda value, kind=kind: anchored(kind, value, folder), Mapping)
+        for mark in [*field.metadata, *_types(field.annotation)]:
+            if isinstance(mark, Nested):
+                change = partial(anchored, mark.kind, folder=folder)
+                found[name] = _mapped(found[name], change, Mapping)
     return found
 
 

@@ -28,7 +28,11 @@ _FIELDS: list[tuple[str, pa.DataType, str]] = [
     ("refreshes", pa.int32(), "Those of them that were refreshes."),
     ("token_rows", pa.int64(), "Token rows computed for the row, idle forwards included."),
     ("forced", pa.int32(), "Commits made by the engine because the policy made none."),
-    ("commits", pa.int32(), "Targets committed in all, those behind the text and those masked again included."),
+    (
+        "commits",
+        pa.int32(),
+        "Commits in all, those behind the text and those masked again included.",
+    ),
     ("remasks", pa.int32(), "Committed positions that were masked again."),
     ("seconds", pa.float64(), "Its share of its batch's time, by row_forwards; warm-up is not in it."),
     ("refresh_seconds", pa.float64(), "The part of that in refreshes."),

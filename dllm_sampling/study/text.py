@@ -14,13 +14,14 @@ _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _DIRECTION = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 _OBEYED = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029{_DIRECTION}\ud800-\udfff]")
 _BREAKS = re.compile(f"[{_LINE_ENDS}\t\ud800-\udfff]")
-_MARKDOWN = re.compile(r"[\\`*\[\]<>|~$&!]|(?<!\w)_|_(?!\w)|^[#+=-]|:(?=//)|(?<=www)\.|@")
-_NUMBERED = re.compile(r"^(\d+)([.)])")  # the start of a list
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|~$&!]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.|@")
+# What begins a heading, a list or a rule; the number of a list keeps its digits.
+_START = re.compile(r"^(\d*)(?=(?:#{1,6}|[-+]|=+|-{2,}|[.)])(?:\s|$))")
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
     "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}",
-    "'": r"\textquotesingle{}", "-": "-{}",
+    "'": r"\textquotesingle{}", "-": "-{}", "[": "{[}", "]": "{]}", "*": "{*}",
 }  # fmt: skip
 
 
@@ -48,7 +49,7 @@ def shortened(text: str, width: int) -> str:
 
 def markdown(text: str) -> str:
     """One line of Markdown that reads as the text: what Markdown or HTML would obey is escaped."""
-    return _NUMBERED.sub(r"\1\\\2", _MARKDOWN.sub(lambda match: "\\" + match[0], one_line(text)))
+    return _START.sub(r"\1\\", _MARKDOWN.sub(lambda match: "\\" + match[0], one_line(text)))
 
 
 def latex(text: str) -> str:

@@ -25,6 +25,7 @@ from dllm_sampling.tasks import Example
 
 # Steps of a first, discarded run of every sampler: the first forwards of a shape choose kernels.
 WARM_UP_STEPS = 3
+_HALF = re.compile("[\ud800-\udfff]")
 # What a probe spends on a cell.
 _PROBE_STEPS = 12
 
@@ -150,6 +151,10 @@ class Worker:
                     raise PromptError(
                         f"the prompt is {type(example.prompt).__name__}, not text or chat messages."
                     )
+                if isinstance(example.prompt, str) and (half := _HALF.search(example.prompt)):
+                    raise PromptError(
+                        f"the prompt holds half a surrogate pair, \\u{ord(half[0]):x}, which is no character."
+                    )
                 ids = prompts.encode([example.prompt], None, facts, cell.run.chat_template)
                 canvases += prompts.with_targets(ids, cell.run.gen_length, facts)
         numbered = [replace(canvas, index=place) for place, canvas in enumerate(canvases)]
@@ -175,7 +180,9 @@ def _load(settings: ModelSettings) -> Backbone | CellFailure:
         return failure
 
 
-def scores(cell: Cell, examples: Sequence[Example], places: Sequence[int], texts: Sequence[str]) -> list[bool]:
+def scores(
+    cell: Cell, examples: Sequence[Example], places: Sequence[int], texts: Sequence[str]
+) -> list[bool]:
     """Whether each text is right; CellFailure, with task and row, where the task's checker breaks."""
     found = []
     for place, text in zip(places, texts, strict=True):
