@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import yaml
 
+from dllm_sampling.cli import main
 from dllm_sampling.study import Study
 from dllm_sampling.study.records import TIMES
 
@@ -58,8 +63,17 @@ def command(*arguments, **more):
     )
 
 
-def finished(*arguments, **more):
-    """Exit code, stdout and stderr of `dllm-sampling`."""
-    process = command(*arguments, **more)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+def finished(*arguments):
+    """Exit code, stdout and stderr of `dllm-sampling`, in this process: starting one takes seconds."""
+    out, err = io.StringIO(), io.StringIO()
+    before = sys.argv, warnings.showwarning
+    sys.argv = ["dllm-sampling", *map(str, arguments)]
+    code = None
+    try:
+        with patch.dict(os.environ), redirect_stdout(out), redirect_stderr(err):
+            main()
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        sys.argv, warnings.showwarning = before
+    return code, out.getvalue(), err.getvalue()

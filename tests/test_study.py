@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ import pytest
 import torch
 from dllm_sampling.strategies import ConfidenceThreshold
 
-from dllm_sampling import ConfigurationError, PromptError, Sampler, StudyError, UnmaskingPolicy, load_model
+from dllm_sampling import ConfigurationError, Sampler, StudyError, UnmaskingPolicy, load_model
 from dllm_sampling.study import Results, Study, StudyConfig
 from dllm_sampling.study.cells import units_of
 from dllm_sampling.study.config import ModelEntry, SamplerEntry
@@ -187,7 +188,7 @@ def test_records_are_what_the_sampler_says_of_the_same_prompts(whole):
 def test_records_have_their_schema_with_a_version(whole):
     table = next(iter(whole.tables.values()))
     assert table.schema.equals(SCHEMA)
-    assert table.schema.metadata[b"dllm_sampling.records"] == b"2"
+    assert table.schema.metadata[b"dllm_sampling.records"] == b"3"
     assert all(field.metadata[b"description"] for field in table.schema)
 
 
@@ -228,10 +229,13 @@ def test_a_seed_changes_what_is_drawn_and_nothing_else_does(tmp_path):
     assert next(iter(again.tables.values()))["text"] == first["text"]
 
 
-def test_a_prompt_that_is_too_long_is_refused_before_any_is_decoded(tmp_path, monkeypatch):
+def test_a_prompt_that_is_too_long_is_told_before_any_is_decoded(tmp_path, monkeypatch):
     calls = counting(monkeypatch)
-    with pytest.raises(PromptError, match="exceed the model's context of 512"):
-        small(gen_length=490).run(tmp_path)
+    results = small(gen_length=490).run(tmp_path)
+    assert len(results.failed) == 3
+    for message in results.failed.values():
+        assert "task 'word_problems', row 1 of 10: PromptError" in message
+        assert "exceed the model's context of 512" in message
     assert calls == []
 
 
@@ -281,25 +285,6 @@ def test_names_are_no_part_of_a_cells_identity():
 )
 def test_what_determines_a_cell_is_part_of_its_identity(change):
     assert small(**change).cells[0].id != small().cells[0].id
-
-
-def test_a_cell_is_another_when_its_policys_code_is_another(tmp_path):
-    plugin = "from dllm_sampling.strategies import FixedK\nclass Mine(FixedK):\n    '''Source'''\n    name = 'mine'\n"
-    plugin += "def register_unmasking_policies():\n    return [Mine]\n"
-    study = {**SMALL, "baseline": "a", "samplers": [{"name": "a", "unmasking": "mine"}]}
-    code = f"from dllm_sampling import Study\nprint(Study.of({study!r}, limit=2).cells[0].id)"
-    ids = []
-    for text in (plugin, plugin, plugin + "# edited\n"):
-        (tmp_path / "mine.py").write_text(text)
-        environment = os.environ | {
-            "DLLM_SAMPLING_PLUGINS_DIR": str(tmp_path),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-        )
-        ids.append(done.stdout)
-    assert ids[0] == ids[1] != ids[2]
 
 
 def test_the_checkpoints_files_are_part_of_a_cells_identity(tmp_path):
@@ -390,7 +375,7 @@ def test_an_interrupted_study_goes_on_where_it_was(tmp_path, whole, after, monke
 def test_kill_9_at_any_moment_loses_the_batch_in_hand(tmp_path, whole):
     path, output = written(tmp_path), tmp_path / "out"
     done = []
-    for _ in range(4):
+    for _ in range(2):
         process = command("compare", path, "--limit", 10, "--output", output, "--quiet")
         before = len(list(output.glob("cells/*/*.parquet")))
         deadline = time.time() + 60
@@ -483,17 +468,23 @@ def test_two_processes_do_not_write_to_one_folder(tmp_path):
     small(limit=4).run(tmp_path)
 
 
+def _hold(path, locked):
+    with ResultsFolder(path).locked():
+        locked.set()
+        time.sleep(600)
+
+
 def test_a_lock_dies_with_its_process(tmp_path):
-    code = (
-        "import sys, time\nfrom dllm_sampling.study.folder import ResultsFolder\n"
-        "with ResultsFolder(sys.argv[1]).locked():\n    print('locked', flush=True)\n    time.sleep(600)"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "locked\n"
+    # Forked, for starting a process anew takes seconds; the child does nothing but hold the lock.
+    fork = multiprocessing.get_context("fork")
+    locked = fork.Event()
+    holder = fork.Process(target=_hold, args=(tmp_path, locked))
+    holder.start()
+    assert locked.wait(30)
     with pytest.raises(StudyError, match=f"is being written by process {holder.pid}"):
         small(limit=4).run(tmp_path)
     holder.kill()
-    holder.wait()
+    holder.join()
     small(limit=4).run(tmp_path)
 
 
@@ -528,7 +519,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path):
         "compare",
         str(path),
         "--limit",
-        "60",
+        "30",
         "--output",
         str(output),
     ]
@@ -637,8 +628,9 @@ def test_a_misspelt_policy_is_refused_before_anything_runs(tmp_path):
         (["word_problems", "--limit", "0"], "limit must be at least 1"),
     ],
 )
-def test_bad_options_are_told_without_a_traceback(tmp_path, arguments, message):
-    code, _, err = finished("compare", *arguments, cwd=tmp_path)
+def test_bad_options_are_told_without_a_traceback(tmp_path, arguments, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = finished("compare", *arguments)
     assert code == 2
     assert message in err
     assert "Traceback" not in err

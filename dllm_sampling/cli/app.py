@@ -287,12 +287,8 @@ def compare(
         shard=shard,
         quiet=quiet,
     )
-    if dry_run:
-        work.dry_run(options)
-    elif merge:
-        work.merge(options)
-    else:
-        raise typer.Exit(work.run(options))
+    act = work.dry_run if dry_run else work.merge if merge else work.run
+    raise typer.Exit(act(options))
 
 
 @app.command()

@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
+from rich.text import Text
 
+from dllm_sampling.cli.terminal import shown
 from dllm_sampling.config import read_mapping
 from dllm_sampling.errors import ConfigurationError, unknown_name
 from dllm_sampling.study import Executor, LocalExecutor, Progress, RayExecutor, Results, Study, StudyConfig
@@ -28,9 +29,10 @@ from dllm_sampling.study.cells import matching
 from dllm_sampling.study.config import shipped
 from dllm_sampling.study.folder import logger
 from dllm_sampling.study.metrics import METRICS, NO_DIFFERENCE, Row
+from dllm_sampling.study.text import shortened, unbroken
+from dllm_sampling.study.work import CellFailure
 
-_out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 _METRICS = {metric.name: metric for metric in METRICS}
 
 
@@ -73,25 +75,23 @@ def run(options: Options) -> int:
             watch=watch,
         )
     if shard[1] > 1:
-        _err.print(
+        _tell(
             f"shard {options.shard} is in {results.folder.path}; when all are: "
-            f"dllm-sampling compare {options.study} --output {options.folder} --merge",
-            markup=False,
+            f"dllm-sampling compare {options.study} --output {options.folder} --merge"
         )
-    elif results.tables:
+    else:
         _report(results)
-    for message in results.failed.values():
-        _err.print(f"failed: {message}", markup=False)
-    return 1 if results.failed else 0
+    return _failed(results)
 
 
-def merge(options: Options) -> None:
-    """Put shards together and report them."""
+def merge(options: Options) -> int:
+    """Put shards together and report them; 1 where a cell failed."""
     with _shown(options.quiet):
         results = options.read().merge(options.folder)
     if results.unfinished:
-        _err.print(f"{len(results.unfinished)} cells are not finished: see {options.folder / 'log.txt'}")
+        _tell(f"{len(results.unfinished)} cells are not finished: see {options.folder / 'log.txt'}")
     _report(results)
+    return _failed(results)
 
 
 def report(folder: Path, output: Path | None) -> None:
@@ -99,46 +99,62 @@ def report(folder: Path, output: Path | None) -> None:
     _report(Results(folder), output)
 
 
+def _failed(results: Results) -> int:
+    for message in results.failed.values():
+        _tell(f"failed: {message}")
+    return 1 if results.failed else 0
+
+
 def studies() -> None:
     """List what ships."""
-    table = Table("name", "what it compares", box=None, pad_edge=False)
-    for name, path in shipped().items():
-        table.add_row(name, str(read_mapping(path).get("name", "")))
-    _wide(table)
+    lines = [[name, str(read_mapping(path).get("name", ""))] for name, path in shipped().items()]
+    _print_table(["name", "what it compares"], lines)
 
 
-def dry_run(options: Options) -> None:
-    """List the cells, with what each would cost by a probe of a few steps."""
+def dry_run(options: Options) -> int:
+    """List the cells, with what each would cost by a probe of a few steps; 1 where one cannot be run."""
     study = options.read()
     cells = matching(study.cells, options.only)
     _shard(options.shard), _executor(options)  # errors in them are told now
-    _err.print(f"probing {len(cells)} cells, a few steps each")
-    total = 0.0
-    table = Table("cell", "prompts", "batches", "at most", box=None, pad_edge=False)
+    _tell(f"probing {len(cells)} cells, a few steps each")
+    total, failures = 0.0, []
+    lines = []
     for cell, probe in study.probe(cells):
-        seconds = probe.seconds_for(cell)
-        total += seconds
-        table.add_row(cell.title, str(cell.examples), str(cell.batches), _duration(seconds))
-    _wide(table)
-    _out.print(
+        if isinstance(probe, CellFailure):
+            cost = "cannot be run"
+            failures.append(f"{cell.title}: {probe.message}")
+        else:
+            seconds = probe.seconds_for(cell)
+            total += seconds
+            cost = _duration(seconds)
+        lines.append([cell.title, str(cell.examples), str(cell.batches), cost])
+    _print_table(["cell", "prompts", "batches", "at most"], lines)
+    _print(
         f"{len(cells)} cells, at most about {_duration(total)} one after the other on this machine: "
         "answers that end early cost less."
     )
+    for failure in failures:
+        _tell(f"failed: {failure}")
+    return 1 if failures else 0
 
 
 def _report(results: Results, output: Path | None = None) -> None:
     path = reports.write(results, output)
     for (model, task), rows in results.groups.items():
-        _out.print(f"\n{model}, {task}: {rows[0].columns.prompts} prompts, 95 % intervals")
-        _wide(_table(rows))
-    _out.print(f"\nreport: {path}", markup=False)
+        where = unbroken(f"{model}, {task}")
+        _print(f"\n{where}: {rows[0].columns.prompts} prompts, 95 % intervals")
+        _print_table(*_table(rows))
+    for warning in results.warnings:
+        _tell(f"warning: {warning}")
+    _print(f"\nreport: {path}")
 
 
-def _table(rows: list[Row]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    names = ("accuracy", "tokens_per_forward", "speedup", "agreement")
-    for title in ("sampler", *(_METRICS[name].title for name in names), "accuracy against baseline"):
-        table.add_column(title, justify="left" if title == "sampler" else "right", no_wrap=True)
+def _table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    names = ["accuracy", "tokens_per_forward", "speedup", "agreement"]
+    if any(row.estimates["forced_share"].value for row in rows):
+        names.append("forced_share")
+    headings = ["sampler", *(_METRICS[name].title for name in names), "accuracy against baseline"]
+    lines = []
     for row in rows:
         cells = [row.sampler]
         for name in names:
@@ -152,16 +168,41 @@ def _table(rows: list[Row]) -> Table:
             cells.append("")
         else:
             verdict = row.verdict(metric)
-            shown = reports.with_interval(difference, metric)
-            cells.append(shown if verdict != NO_DIFFERENCE else f"{shown} {NO_DIFFERENCE}")
-        table.add_row(*cells)
-    return table
+            shown_difference = reports.with_interval(difference, metric)
+            cells.append(
+                shown_difference if verdict != NO_DIFFERENCE else f"{shown_difference} {NO_DIFFERENCE}"
+            )
+        lines.append(cells)
+    return headings, lines
 
 
-def _wide(table: Table) -> None:
-    """Print a table whole: a narrow terminal wraps its lines, nothing is cut."""
-    width = Measurement.get(_out, _out.options.update(width=1000), table).maximum
-    Console(highlight=False, width=max(width, 1)).print(table)
+def _print_table(headings: list[str], lines: list[list[str]]) -> None:
+    """Print a table whole, a line a row: a narrow terminal wraps its lines, nothing is cut.
+
+    The first column stands left, the others right. Cells are text: rich's own table would read markup
+    in them and take control characters out.
+    """
+    cells = [[shown(unbroken(text), sys.stdout) for text in line] for line in [headings, *lines]]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    for first, *rest in cells:
+        line = [first + " " * (widths[0] - cell_len(first))]
+        line += [" " * (width - cell_len(text)) + text for text, width in zip(rest, widths[1:], strict=True)]
+        _print("  ".join(line).rstrip())
+
+
+def _print(text: str) -> None:
+    _write(text, sys.stdout)
+
+
+def _tell(text: str) -> None:
+    _write(unbroken(text), sys.stderr)
+
+
+def _write(text: str, stream: TextIO) -> None:
+    """Print a line; a stream that cannot hold a letter gets its escape."""
+    text = shown(text, stream)
+    coding = getattr(stream, "encoding", None) or "utf-8"
+    print(text.encode(coding, "backslashreplace").decode(coding), file=stream, flush=True)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -192,7 +233,7 @@ def _shown(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
     logger.addHandler(handler)
     logger.propagate = False
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("batches"),
@@ -209,7 +250,7 @@ def _shown(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
                     task,
                     total=progress.batches,
                     completed=progress.batches_done,
-                    description=progress.doing or "starting",
+                    description=shortened(progress.doing or "starting", 60),
                 )
 
             yield watch
@@ -222,7 +263,11 @@ class _Console(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
         prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        _err.print(f"{stamp} {prefix}{record.getMessage()}", markup=False)
+        line = f"{stamp} {prefix}{unbroken(record.getMessage())}"
+        if _err.is_terminal:  # above the progress bar
+            _err.print(Text(shown(line, sys.stderr)))
+        else:
+            _tell(line)
 
 
 @contextmanager
@@ -236,7 +281,7 @@ def _terminated() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _err.print("interrupted: the same command goes on from here")
+        _tell("interrupted: the same command goes on from here")
         sys.exit(130)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from dllm_sampling.config import RunConfig
 from dllm_sampling.errors import ConfigurationError, unknown_name
 from dllm_sampling.study import provenance
+from dllm_sampling.study.code import code_of, digest, engine_code, with_contents
 from dllm_sampling.study.config import StudyConfig
 from dllm_sampling.study.records import SCHEMA_VERSION
 from dllm_sampling.tasks import Example, Task
@@ -19,12 +20,15 @@ from dllm_sampling.tasks import Example, Task
 class Cell:
     """One sampler on one task with one model and one seed.
 
-    id: a hash of all that determines the records: the run, the examples and their checker, the
-        checkpoint's files, the code of engine, policies and task, and the versions below them. Names
-        are no part of it.
+    id: a hash of all that determines the texts: the run with the content of the files it reads, the
+        prompts, the checkpoint's files, the code of engine and policies, and the versions below them.
+        Names are no part of it, nor is where a file lies.
+    checker_id: a hash of all that determines their scores: the answers, the checker and its code. Where
+        it alone changes, the texts on record are scored again.
     """
 
     id: str
+    checker_id: str
     model: str
     task: str
     sampler: str
@@ -50,6 +54,7 @@ class Cell:
         """All of it as plain data, for the manifest."""
         return {
             "id": self.id,
+            "checker_id": self.checker_id,
             "model": self.model,
             "task": self.task,
             "sampler": self.sampler,
@@ -74,30 +79,38 @@ class Unit:
 
 def cells_of(study: StudyConfig, examples: dict[str, Sequence[Example]]) -> list[Cell]:
     """Every cell, in the order of the file. `examples`: those of each task by its name."""
-    ids = {name: examples_id(found) for name, found in examples.items()}
+    tasks = {entry.name: _of_task(entry.task, examples[entry.name]) for entry in study.tasks}
     versions = provenance.versions()
-    cells = []
+    shared = {
+        "schema": SCHEMA_VERSION,
+        "engine": engine_code(),
+        "versions": {name: versions[name] for name in ("torch", "transformers", "tokenizers")},
+    }
+    cells: list[Cell] = []
+    records_of: dict[str, dict[str, str]] = {}
     for model in study.models:
         checkpoint = provenance.checkpoint_hash(model.settings)
         for task in study.tasks:
+            ids = tasks[task.name]
             for sampler in study.samplers:
                 for seed in study.seeds:
                     run = study.run(model, task, sampler, seed)
                     determined_by = {
-                        "schema": SCHEMA_VERSION,
-                        "run": run.to_dict(),
+                        **shared,
+                        "run": _identity(run),
                         "checkpoint": checkpoint,
-                        "checker": task.task.model_dump(mode="json"),
-                        "examples": ids[task.name],
-                        "engine": provenance.engine_code(),
-                        "code": provenance.code_of([*provenance.policies_of(run), task.task]),
-                        "versions": {
-                            name: versions[name] for name in ("torch", "transformers", "tokenizers")
-                        },
+                        "prompts": ids.prompts,
+                        "code": code_of(provenance.policies_of(run)),
                     }
+                    found = digest(determined_by)[:16]
+                    # Another checker on the same texts: its scores need records of their own.
+                    known = records_of.setdefault(found, {})
+                    other = digest([found, task.name])[:16] if known else found
+                    found = known.setdefault(ids.checker, other)
                     cells.append(
                         Cell(
-                            id=provenance.digest(determined_by)[:16],
+                            id=found,
+                            checker_id=ids.checker,
                             model=model.name,
                             task=task.name,
                             sampler=sampler.name,
@@ -105,7 +118,7 @@ def cells_of(study: StudyConfig, examples: dict[str, Sequence[Example]]) -> list
                             run=run,
                             checker=task.task,
                             examples=len(examples[task.name]),
-                            examples_id=ids[task.name],
+                            examples_id=ids.examples,
                             source=sampler.source,
                             point=sampler.point,
                         )
@@ -113,9 +126,29 @@ def cells_of(study: StudyConfig, examples: dict[str, Sequence[Example]]) -> list
     return cells
 
 
-def examples_id(examples: Sequence[Example]) -> str:
-    """A hash of the examples."""
-    return provenance.digest([[e.prompt, e.answer, dict(e.data)] for e in examples])[:16]
+class _TaskIds(NamedTuple):
+    examples: str
+    prompts: str
+    checker: str
+
+
+def _of_task(task: Task, examples: Sequence[Example]) -> _TaskIds:
+    scorer = task.scored_by()
+    checker = [task.model_dump(mode="json"), scorer.model_dump(mode="json"), code_of([task, scorer])]
+    answers = [[e.answer, dict(e.data)] for e in examples]
+    return _TaskIds(
+        examples=digest([[e.prompt, e.answer, dict(e.data)] for e in examples])[:16],
+        prompts=digest([e.prompt for e in examples])[:16],
+        checker=digest([checker, answers])[:16],
+    )
+
+
+def _identity(run: RunConfig) -> dict[str, Any]:
+    """The run as what decides a text: files by what is in them. The checkpoint has a hash of its own."""
+    found: dict[str, Any] = with_contents(run.model_dump(), run.to_dict())
+    for place in ("source", "revision", "adapter"):
+        found["model"].pop(place)
+    return found
 
 
 def matching(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -15,15 +17,23 @@ from pydantic import BaseModel, ConfigDict, Field
 from dllm_sampling import run_hooks
 from dllm_sampling.config import ModelSettings, RunConfig, read_mapping, set_setting
 from dllm_sampling.errors import ConfigurationError, PluginError, unknown_name
+from dllm_sampling.plugins import registry
 from dllm_sampling.policies import Nested
 from dllm_sampling.settings import SamplerSettings, refuse_unknown, validated
+from dllm_sampling.study import paths
 from dllm_sampling.tasks import Task
 
 _PLACEHOLDER = re.compile(r"\{([\w.]+)\}")
 
 
+# More samplers than that are a mistake: each is run on every task.
+MOST_SAMPLERS = 10_000
+# Seeds are kept and hashed as 64-bit integers.
+Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
+
+
 class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelEntry(_Entry):
@@ -38,9 +48,9 @@ class TaskEntry(_Entry):
 
     name: str = Field(description="What the report calls it; by default the task's own name.")
     task: Annotated[Task, Nested(Task)] = Field(description="The task and its parameters.")
-    limit: int | None = Field(None, ge=1, description="Only the first so many examples.")
+    limit: int | None = Field(None, ge=1, strict=True, description="Only the first so many examples.")
     best_accuracy: float | None = Field(
-        None, gt=0, le=1, description="y_max of AUP; by default the best accuracy in the study."
+        None, gt=0, le=1, strict=True, description="y_max of AUP; by default the best accuracy in the study."
     )
 
 
@@ -59,10 +69,12 @@ class Published(_Entry):
     task: str = Field(description="A task's name in this study.")
     sampler: str = Field(description="A sampler's name in this study.")
     model: str | None = Field(None, description="A model's name; by default all of them.")
-    accuracy: float | None = Field(None, ge=0, le=1, description="Share of right answers.")
-    tokens_per_forward: float | None = Field(None, gt=0)
-    tokens_per_second: float | None = Field(None, gt=0)
-    speedup: float | None = Field(None, gt=0, description="Over that publication's own baseline.")
+    accuracy: float | None = Field(None, ge=0, le=1, strict=True, description="Share of right answers.")
+    tokens_per_forward: float | None = Field(None, gt=0, strict=True)
+    tokens_per_second: float | None = Field(None, gt=0, strict=True)
+    speedup: float | None = Field(
+        None, gt=0, strict=True, description="Over that publication's own baseline."
+    )
     source: str = Field(description="Where it stands: paper, table, hardware.")
 
 
@@ -75,25 +87,42 @@ class StudyConfig(_Entry):
     tasks: tuple[TaskEntry, ...]
     samplers: tuple[SamplerEntry, ...]
     baseline: str = Field(description="The sampler that the others are compared with.")
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     published: tuple[Published, ...] = ()
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> StudyConfig:
+    def of(cls, data: Mapping[str, Any], *, folder: Path | None = None) -> StudyConfig:
         """A study from plain data, as a YAML file holds it.
 
+        folder: what relative paths in it are relative to; by default the working directory.
         Raises ConfigurationError for anything that cannot work: nothing runs before all of it is valid.
         """
-        refuse_unknown(StudyFile, data, "")
+        if not isinstance(data, Mapping):
+            raise ConfigurationError(f"a study is a mapping of settings, not {type(data).__name__}.")
+        _refuse_run(data)
+        try:
+            return cls._of(data, folder)
+        except RecursionError:
+            raise ConfigurationError("the study is nested too deeply.") from None
+
+    @classmethod
+    def _of(cls, data: Mapping[str, Any], folder: Path | None) -> StudyConfig:
         file = validated(StudyFile, data)
         shared = {"batch_size": file.batch_size} if file.batch_size is not None else {}
+        count = sum(_points(entry) for entry in file.samplers)
+        if count > MOST_SAMPLERS:
+            raise ConfigurationError(
+                f"the products of the study make {count:,} samplers; at most {MOST_SAMPLERS:,} are taken."
+            )
         study = cls(
             name=file.name,
             description=file.description,
-            models=tuple(_model(entry) for entry in file.models),
-            tasks=tuple(_task(entry, file.gen_length) for entry in file.tasks),
+            models=tuple(_model(entry, folder) for entry in file.models),
+            tasks=tuple(_task(i, entry, file.gen_length, folder) for i, entry in enumerate(file.tasks)),
             samplers=tuple(
-                sampler for i, entry in enumerate(file.samplers) for sampler in _samplers(i, entry, shared)
+                sampler
+                for i, entry in enumerate(file.samplers)
+                for sampler in _samplers(i, entry, shared, folder)
             ),
             baseline=file.baseline,
             seeds=file.seeds,
@@ -104,10 +133,10 @@ class StudyConfig(_Entry):
 
     @classmethod
     def read(cls, path: str | Path) -> StudyConfig:
-        """A study from a .yaml, .toml or .json file; paths in its tasks and models are relative to it."""
+        """A study from a .yaml, .toml or .json file; relative paths in it are relative to its folder."""
         path = Path(path)
         try:
-            return cls.of(_anchored(read_mapping(path), path.parent))
+            return cls.of(read_mapping(path), folder=path.absolute().parent)
         except ConfigurationError as error:
             message = str(error)
             raise ConfigurationError(
@@ -118,7 +147,10 @@ class StudyConfig(_Entry):
     def find(cls, name: str | Path) -> Path:
         """The file of a study: a path, or the name of one that ships."""
         path = Path(name)
-        if path.suffix or path.exists():
+        if os.path.isdir(path):
+            hint = f": `dllm-sampling report {path}` reports it" if (path / "manifest.json").exists() else ""
+            raise ConfigurationError(f"{path} is a folder, not a study{hint}.")
+        if path.suffix or os.path.exists(path):
             return path
         known = shipped()
         if str(name) not in known:
@@ -180,9 +212,9 @@ class StudyFile(_Entry):
         description="Samplers: a mapping of name, product, and the settings of a sampler.",
     )
     baseline: str = Field(description="The name of the sampler that the others are compared with.")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="Each cell runs once a seed.")
-    batch_size: int | None = Field(None, ge=1, description="Of the samplers that name none.")
-    gen_length: int | None = Field(None, ge=1, description="Of the tasks that name none.")
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="Each cell runs once a seed.")
+    batch_size: int | None = Field(None, ge=1, strict=True, description="Of the samplers that name none.")
+    gen_length: int | None = Field(None, ge=1, strict=True, description="Of the tasks that name none.")
     published: tuple[Published, ...] = Field((), description="Published figures, for the report.")
 
 
@@ -192,32 +224,73 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def _model(entry: str | dict[str, Any]) -> ModelEntry:
+def _refuse_run(data: Mapping[str, Any]) -> None:
+    """Say so where the data are a run's: they share no key with a study that says what is compared."""
+    own = {"tasks", "samplers", "baseline"}
+    run = {*RunConfig.model_fields, *SamplerSettings.model_fields} - set(StudyFile.model_fields)
+    if not own & set(data) and run & set(data):
+        raise ConfigurationError(
+            "this is a run, not a study: `dllm-sampling generate --config` takes it. A study names `tasks`, "
+            "`samplers`, each with the policies of a run, and a `baseline` among them."
+        )
+
+
+def _model(entry: str | dict[str, Any], folder: Path | None) -> ModelEntry:
     if isinstance(entry, str):
         entry = {"name": entry, "source": entry}
     settings = dict(entry)
     name = settings.pop("name", settings.get("source"))
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name.strip():
         raise ConfigurationError(f"a model needs a name or a source: got {entry!r}.")
     refuse_unknown(ModelSettings, settings, f"model {name!r}")
-    return ModelEntry(name=name, settings=validated(ModelSettings, settings))
+    for key in ("source", "adapter"):
+        if isinstance(settings.get(key), str):
+            settings[key] = paths.checkpoint(settings[key], folder)
+    try:
+        return ModelEntry(name=name, settings=validated(ModelSettings, settings))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"model {name!r}: {error}") from None
 
 
-def _task(entry: str | dict[str, Any], gen_length: int | None) -> TaskEntry:
+def _task(place: int, entry: str | dict[str, Any], gen_length: int | None, folder: Path | None) -> TaskEntry:
     settings: dict[str, Any] = {"name": entry} if isinstance(entry, str) else dict(entry)
     own: dict[str, Any] = {key: settings.pop(key) for key in ("limit", "best_accuracy") if key in settings}
     label = settings.pop("label", settings.get("name"))
+    if not isinstance(label, str) or not label.strip():
+        raise ConfigurationError(f"task {place} of the study needs a name or a label: got {label!r}.")
     if gen_length is not None:
         settings.setdefault("gen_length", gen_length)
-    return validated(TaskEntry, {"name": label, "task": settings, **own})
+    cls = registry().classes(Task.kind).get(str(settings.get("name")))
+    known = (
+        {"name", "label", "limit", "best_accuracy", *cls.model_fields} if cls is not None else set(settings)
+    )
+    for key in settings:
+        if key not in known:
+            raise ConfigurationError(f"task {label!r}: " + unknown_name("setting", key, known))
+    try:
+        return validated(TaskEntry, {"name": label, "task": paths.anchored(Task, settings, folder), **own})
+    except ConfigurationError as error:
+        raise ConfigurationError(f"task {label!r}: {error}") from None
 
 
-def _samplers(source: int, entry: Mapping[str, Any], shared: Mapping[str, Any]) -> Iterable[SamplerEntry]:
+def _points(entry: Mapping[str, Any]) -> int:
+    """How many samplers an entry makes; 1 where its product is told to be wrong later."""
+    product = entry.get("product")
+    if not isinstance(product, Mapping):
+        return 1
+    return math.prod(len(values) for values in product.values() if isinstance(values, list))
+
+
+def _samplers(
+    source: int, entry: Mapping[str, Any], shared: Mapping[str, Any], folder: Path | None
+) -> Iterable[SamplerEntry]:
     settings = {**shared, **copy.deepcopy(dict(entry))}
     name, product = settings.pop("name", None), settings.pop("product", {})
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name.strip():
         raise ConfigurationError(f"sampler {source} of the study needs a name: got {name!r}.")
-    if not isinstance(product, Mapping) or not all(isinstance(v, list) and v for v in product.values()):
+    if not isinstance(product, Mapping) or not all(
+        isinstance(path, str) and isinstance(values, list) and values for path, values in product.items()
+    ):
         raise ConfigurationError(
             f"sampler {name!r}: product is a mapping of settings to lists of values, such as "
             f"unmasking.threshold: [0.5, 0.9]; got {product!r}."
@@ -227,13 +300,23 @@ def _samplers(source: int, entry: Mapping[str, Any], shared: Mapping[str, Any]) 
         run = {"sampler": copy.deepcopy(settings)}
         try:
             for path, value in point.items():
+                _refuse_outside(path)
                 set_setting(run, path, copy.deepcopy(value))
-            built = SamplerSettings.of(run["sampler"])
+            refuse_unknown(SamplerSettings, run["sampler"], "")
+            built = SamplerSettings.of(paths.of_sampler(run["sampler"], folder))
             run_hooks.manager(run_hooks.policies_of(built))  # refuses broken policies now
         except (ConfigurationError, PluginError) as error:
             where = f"sampler {name!r}" + (f" at {_shown(point)}" if point else "")
             raise ConfigurationError(f"{where}: {error}") from None
-        yield SamplerEntry(name=_named(name, point), settings=built, source=source, point=point)
+        full = _named(name, point) if product else name
+        yield SamplerEntry(name=full, settings=built, source=source, point=point)
+
+
+def _refuse_outside(path: str) -> None:
+    """A product moves a sampler's settings; what else a run has is the study's affair."""
+    first = path.partition(".")[0]
+    if first not in SamplerSettings.model_fields and first != "sampler":
+        raise ConfigurationError(unknown_name("setting of a sampler", first, SamplerSettings.model_fields))
 
 
 def _named(template: str, point: Mapping[str, Any]) -> str:
@@ -261,17 +344,3 @@ def _value(value: Any) -> str:
 
 def _shown(point: Mapping[str, Any]) -> str:
     return ", ".join(f"{path}={_value(value)}" for path, value in point.items())
-
-
-def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The data with relative paths of models and files taken from the study file's folder."""
-    data = copy.deepcopy(data)
-    for entry in data.get("models") or ():
-        if isinstance(entry, dict) and str(entry.get("source", "")).startswith("."):
-            entry["source"] = str(folder / entry["source"])
-    for entry in data.get("tasks") or ():
-        if isinstance(entry, dict):
-            for key in ("path", "include_path"):
-                if isinstance(entry.get(key), str) and not Path(entry[key]).is_absolute():
-                    entry[key] = str(folder / entry[key])
-    return data

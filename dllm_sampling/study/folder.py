@@ -8,6 +8,8 @@ shards/1-of-4/           a shard's own folder, laid out like this one
 damaged/                 record files that could not be read, set aside
 log.txt                  what was done, a line each
 report.html, ...         written by `report`
+
+Other files in it are left alone.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
+import re
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,28 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dllm_sampling.errors import StudyError
-from dllm_sampling.study import records
+from dllm_sampling.study import manifests, records
 from dllm_sampling.study.cells import Cell, Unit
+from dllm_sampling.study.text import storable
 from dllm_sampling.tasks import Example
 
 logger = logging.getLogger("dllm_sampling.study")
+
+
+MANIFEST = "manifest.json"
+# What a study writes at the top of its folder, but for the manifest and shards.
+_OWN = (
+    "cells", "examples", "damaged", "plots", "log.txt", "report.html", "report.md", "report.tex",
+    "results.csv", "curves.csv",
+)  # fmt: skip
+_ID = "[0-9a-f]{16}"
+_PARTIALS = {
+    ".": r"manifest\.json|\.owner|report\.(html|md|tex)|(results|curves)\.csv",
+    "cells": rf"{_ID}\.parquet",
+    "cells/*": r"\d{5,}\.parquet",
+    "examples": rf"{_ID}\.parquet",
+    "plots": r"\d+-[a-z]+(-\d+)?\.(svg|png)",
+}
 
 
 class ResultsFolder:
@@ -45,15 +64,14 @@ class ResultsFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder for writing; StudyError where another process does.
 
-        The lock belongs to the process: it is gone when the process is, however it ended.
+        The lock belongs to the process: it is gone when the process is, however it ended. Files that no
+        study of ours wrote stay as they are: a folder that has one where ours would go is refused.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StudyError(f"{self.path}: {error.strerror or error}.") from None
+        self._refuse_foreign()
         owner = self.path / ".owner"
         lock = filelock.FileLock(self.path / ".lock")
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except filelock.Timeout:
             who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
@@ -61,14 +79,42 @@ class ResultsFolder:
                 f"{self.path} is being written by {who}: wait for it, or give this one a folder of its "
                 "own with --output, or divide the study with --shard."
             ) from None
+        except OSError as error:
+            raise StudyError(f"{self.path}: {error.strerror or error}.") from None
         try:
             records.write_atomically(owner, f"process {os.getpid()} on {socket.gethostname()}".encode())
-            for partial in self.path.rglob(".*.partial"):  # of a process that was killed
+            for partial in self._left_partials():
                 partial.unlink(missing_ok=True)
             yield
         finally:
-            owner.unlink(missing_ok=True)
+            with suppress(OSError):
+                owner.unlink(missing_ok=True)
             lock.release()
+
+    def _refuse_foreign(self) -> None:
+        here = Path(os.path.realpath(self.path))
+        if here in (Path(here.anchor), Path(os.path.realpath(os.path.expanduser("~")))):
+            raise StudyError(
+                f"--output {self.path}: name a folder of its own, such as {here / 'results'}: a study "
+                "writes a dozen files and folders into it."
+            )
+        if self.path.exists() and not self.path.is_dir():
+            raise StudyError(f"--output {self.path} is a file: name a folder.")
+        if any((self.path / name).exists() for name in (".lock", MANIFEST)):
+            return  # ours, or told when the manifest is read
+        for name in _OWN:
+            if (self.path / name).exists():
+                raise StudyError(
+                    f"{self.path} holds {name}, which no study wrote, for there is no {MANIFEST}: it is "
+                    "left as it is. Name another folder with --output."
+                )
+
+    def _left_partials(self) -> Iterator[Path]:
+        """What a process that was killed left half written: files of our own places and names alone."""
+        for folder, names in _PARTIALS.items():
+            for path in self.path.glob(f"{folder}/.*.partial"):
+                if re.fullmatch(rf"\.({names})\.\d+\.partial", path.name):
+                    yield path
 
     # Cells -------------------------------------------------------------------------------------
 
@@ -77,7 +123,7 @@ class ResultsFolder:
         if self._sound(self._whole(cell.id), cell) is not None:
             return []
         done = set()
-        for path in sorted(self._parts(cell.id).glob("*.parquet")):
+        for path in self._part_files(cell.id):
             table = self._sound(path, cell)
             if table is not None:
                 done.add(table["batch"][0].as_py())
@@ -85,26 +131,55 @@ class ResultsFolder:
 
     def write(self, unit: Unit, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep a finished batch."""
-        records.write_atomically(self._part(unit), records.table_of(rows))
+        records.write_atomically(self._part(unit), records.table_of(rows, unit.cell.checker_id))
 
     def has_parts(self, cell: Cell) -> bool:
         """Whether batches of the cell lie in files of their own."""
-        return self._parts(cell.id).exists()
+        return bool(self._part_files(cell.id))
+
+    def holds(self, cell_id: str) -> bool:
+        """Whether there are records of the cell, finished or not."""
+        return self._whole(cell_id).exists() or bool(self._part_files(cell_id))
 
     def finish(self, cell: Cell) -> None:
         """Put the batches of a cell, none of them missing, into one file, by prompt."""
         if self._sound(self._whole(cell.id), cell) is not None:
-            shutil.rmtree(self._parts(cell.id))  # a process was killed while it did so
+            self._remove_parts(cell.id)  # a process was killed while it did so
             return
         parts = [records.read(self._part(Unit(cell, b)), cell.id, batch=b) for b in range(cell.batches)]
         whole = pa.concat_tables(parts).sort_by("prompt")
         records.write_atomically(self._whole(cell.id), whole)
-        shutil.rmtree(self._parts(cell.id))
+        self._remove_parts(cell.id)
+
+    def rescore(self, cell: Cell, score: Callable[[list[int], list[str]], list[bool]]) -> int:
+        """Score the texts of a cell again that another checker scored; return how many there are.
+
+        score: from prompts' places and texts to whether each is right.
+        """
+        count = 0
+        for path in (self._whole(cell.id), *self._part_files(cell.id)):
+            table = self._sound(path, cell)
+            if table is None or records.checker_of(table) == cell.checker_id:
+                continue
+            correct = score(table["prompt"].to_pylist(), table["text"].to_pylist())
+            records.write_atomically(path, records.rescored(table, correct, cell.checker_id))
+            count += table.num_rows
+        return count
 
     def forget(self, cell: Cell) -> None:
         """Delete a cell's records."""
         self._whole(cell.id).unlink(missing_ok=True)
-        shutil.rmtree(self._parts(cell.id), ignore_errors=True)
+        self._remove_parts(cell.id)
+
+    def _part_files(self, cell_id: str) -> list[Path]:
+        found = self._parts(cell_id).glob("*.parquet")
+        return sorted(path for path in found if re.fullmatch(r"\d{5,}\.parquet", path.name))
+
+    def _remove_parts(self, cell_id: str) -> None:
+        for path in self._part_files(cell_id):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # what is not ours stays, and its folder with it
+            self._parts(cell_id).rmdir()
 
     def take_over(self, cell: Cell, other: ResultsFolder) -> None:
         """Copy the batches that another folder has and this one lacks."""
@@ -121,10 +196,13 @@ class ResultsFolder:
                 table = found
             records.write_atomically(self._part(unit), table)
 
-    def table(self, cell_id: str) -> pa.Table | None:
-        """A finished cell's records, by prompt; None where it is not finished."""
+    def table(self, cell_id: str, checker_id: str | None = None) -> pa.Table | None:
+        """A finished cell's records, by prompt; None where there are none, or another checker scored them."""
         path = self._whole(cell_id)
-        return records.read(path, cell_id) if path.exists() else None
+        table = records.read(path, cell_id) if path.exists() else None
+        if table is not None and checker_id not in (None, records.checker_of(table)):
+            return None
+        return table
 
     def shards(self) -> list[ResultsFolder]:
         """The folders of this study's shards."""
@@ -165,27 +243,31 @@ class ResultsFolder:
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace the manifest."""
         text = json.dumps(manifest, indent=1, ensure_ascii=False, default=str) + "\n"
-        records.write_atomically(self.path / "manifest.json", text.encode())
+        # Half a surrogate pair in a name becomes the escape by which JSON writes it.
+        records.write_atomically(self.path / MANIFEST, text.encode("utf-8", "backslashreplace"))
 
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest; None where there is none."""
-        path = self.path / "manifest.json"
+        """The manifest; None where there is none, StudyError where it is damaged or no manifest of ours."""
+        path = self.path / MANIFEST
         if not path.exists():
             return None
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise StudyError(f"{path} is damaged: delete it and run the study again; records are kept.")
-        return found
+        return manifests.checked(path, found)
 
     def write_examples(self, examples_id: str, examples: Sequence[Example]) -> None:
         """Keep prompts and answers, so that a report needs no task."""
         path = self._examples(examples_id)
         if not path.exists():
-            prompts = [e.prompt if isinstance(e.prompt, str) else json.dumps(e.prompt) for e in examples]
-            table = pa.table({"prompt": prompts, "answer": [e.answer for e in examples]})
+            prompts = [
+                e.prompt if isinstance(e.prompt, str) else json.dumps(e.prompt, default=str) for e in examples
+            ]
+            columns = {"prompt": prompts, "answer": [e.answer for e in examples]}
+            table = pa.table({name: [storable(v) for v in values] for name, values in columns.items()})
             records.write_atomically(path, table)
 
     def examples(self, examples_id: str) -> list[dict[str, str]]:

@@ -78,7 +78,16 @@ METRICS = (
         "Levenshtein distance to the baseline's text over the longer text's length, mean.",
         digits=3,
     ),
+    Metric(
+        "forced_share",
+        "forced",
+        "Share of commits that the engine made because the policy made none.",
+        per_cent=True,
+        digits=1,
+    ),
 )
+# A policy with a larger share of forced commits hardly ever chose what was written.
+MOST_FORCED = 0.5
 
 
 @dataclass
@@ -141,6 +150,7 @@ class Columns:
         self.refreshes = _sum(tables, "refreshes")
         self.token_rows = _sum(tables, "token_rows")
         self.forced = _sum(tables, "forced")
+        self.commits = _sum(tables, "commits")
         self.remasks = _sum(tables, "remasks")
         self.seconds = _sum(tables, "seconds")
         self.refresh_seconds = _sum(tables, "refresh_seconds")
@@ -178,6 +188,7 @@ def estimate(columns: Columns, baseline: Columns | None) -> dict[str, Estimate]:
         "tokens_per_forward": partial(ratio, c.tokens, c.row_forwards),
         "tokens_per_second": partial(ratio, c.tokens, c.seconds),
         "forwards": partial(mean, c.row_forwards / c.seeds),
+        "forced_share": partial(ratio, c.forced, c.commits),
     }
     if b is not None:
         ways |= {

@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
-import inspect
-import json
 import platform
 import re
 import socket
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import dllm_sampling
 from dllm_sampling import run_hooks
 from dllm_sampling.backbones.loading import checkpoint_folder
 from dllm_sampling.config import ModelSettings, RunConfig
 from dllm_sampling.named import Named
 from dllm_sampling.plugins import registry
+from dllm_sampling.study.code import digest, engine_code, file_hash
 
 _DISTRIBUTIONS = ("dllm-sampling", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
-_WEIGHTS = (
-    "config.json", "adapter_config.json", "*.safetensors", "tokenizer*", "*.jinja", "merges.txt",
-    "vocab.json", "*.model",
-)  # fmt: skip
+_WEIGHTS = ("*.json", "*.safetensors", "tokenizer*", "*.jinja", "*/*.jinja", "merges.txt", "*.model")
 _BLOB = re.compile(r"[0-9a-f]{64}")
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of plain data, in hexadecimal."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -58,55 +45,28 @@ def plugins() -> list[dict[str, Any]]:
     ]
 
 
-@functools.cache
-def engine_code() -> str:
-    """A hash of the decoding engine's own source."""
-    root = Path(dllm_sampling.__file__).parent
-    files = sorted([*root.glob("*.py"), *(root / "backbones").glob("*.py")])
-    return digest([[path.name, path.read_text(encoding="utf-8")] for path in files])
-
-
-def code_of(objects: Iterable[Named]) -> dict[str, str]:
-    """Class name to a hash of the source of its module and of its bases' modules, for policies and tasks.
-
-    A version alone would not do: a researcher edits a policy many times before its version changes.
-    """
-    return {f"{type(item).__module__}.{type(item).__qualname__}": _code(type(item)) for item in objects}
-
-
-@functools.cache
-def _code(cls: type) -> str:
-    sources = []
-    for base in cls.__mro__:
-        module = sys.modules.get(base.__module__)
-        if base.__module__.split(".")[0] in {"builtins", "abc", "pydantic"} or module is None:
-            continue
-        try:
-            sources.append(inspect.getsource(module))
-        except (OSError, TypeError):  # typed at a prompt: there is no file
-            sources.append(base.__qualname__)
-    return digest(sources)
-
-
-@functools.cache
 def checkpoint_hash(model: ModelSettings) -> str:
     """SHA-256 over config, tokenizer, weights and adapter; the hub's own file hashes where it has them."""
-    folders = [checkpoint_folder(model.source, model.revision)]
-    if model.adapter is not None:
-        folders.append(checkpoint_folder(model.adapter, what="adapter"))
-    files = sorted({path for folder in folders for pattern in _WEIGHTS for path in folder.glob(pattern)})
-    return digest([[path.name, _file_hash(path)] for path in files])
+    return _checkpoint_hash(model.source, model.revision, model.adapter)
+
+
+@functools.cache
+def _checkpoint_hash(source: str | None, revision: str | None, adapter: str | None) -> str:
+    folders = [checkpoint_folder(source, revision)]
+    if adapter is not None:
+        folders.append(checkpoint_folder(adapter, what="adapter"))
+    found = []
+    for folder in folders:
+        files = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
+        found.append([[path.name, _file_hash(path)] for path in files if path.is_file()])
+    return digest(found)
 
 
 def _file_hash(path: Path) -> str:
     target = path.resolve().name
     if path.is_symlink() and _BLOB.fullmatch(target):
         return target
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            found.update(chunk)
-    return found.hexdigest()
+    return file_hash(path)
 
 
 def policies_of(run: RunConfig) -> list[Named]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from dllm_sampling.errors import StudyError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _FIELDS: list[tuple[str, pa.DataType, str]] = [
     ("cell", pa.string(), "Id of the cell."),
@@ -28,6 +28,11 @@ _FIELDS: list[tuple[str, pa.DataType, str]] = [
     ("refreshes", pa.int32(), "Those of them that were refreshes."),
     ("token_rows", pa.int64(), "Token rows computed for the row, idle forwards included."),
     ("forced", pa.int32(), "Commits made by the engine because the policy made none."),
+    (
+        "commits",
+        pa.int32(),
+        "Commits in all, those behind the text and those masked again included.",
+    ),
     ("remasks", pa.int32(), "Committed positions that were masked again."),
     ("seconds", pa.float64(), "Its share of its batch's time, by row_forwards; warm-up is not in it."),
     ("refresh_seconds", pa.float64(), "The part of that in refreshes."),
@@ -43,9 +48,28 @@ SCHEMA = pa.schema(
 TIMES = ("seconds", "refresh_seconds", "compile_seconds", "peak_memory")
 
 
-def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Records as a table of the schema."""
-    return pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
+_CHECKER = b"dllm_sampling.checker"
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], checker: str) -> pa.Table:
+    """Records as a table of the schema. checker: the id of what scored them."""
+    return _scored_by(pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA), checker)
+
+
+def checker_of(table: pa.Table) -> str:
+    """The id of what scored the records."""
+    return str((table.schema.metadata or {}).get(_CHECKER, b"").decode())
+
+
+def rescored(table: pa.Table, correct: Sequence[bool], checker: str) -> pa.Table:
+    """The records with other scores, row by row."""
+    place = table.schema.get_field_index("correct")
+    changed = table.set_column(place, table.schema.field(place), pa.array(correct, pa.bool_()))
+    return _scored_by(changed, checker)
+
+
+def _scored_by(table: pa.Table, checker: str) -> pa.Table:
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), _CHECKER: checker.encode()})
 
 
 def write_atomically(path: Path, content: pa.Table | bytes) -> None:

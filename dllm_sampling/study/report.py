@@ -16,6 +16,7 @@ import yaml
 
 import dllm_sampling
 from dllm_sampling.study import metrics, plots
+from dllm_sampling.study import text as text_of
 from dllm_sampling.study.metrics import METRICS, Estimate, Metric, Row
 from dllm_sampling.study.records import write_atomically
 from dllm_sampling.study.results import Results
@@ -61,15 +62,15 @@ class Section:
 
 
 def write(results: Results, folder: Path | None = None) -> Path:
-    """Write report.html, report.md, results.csv, curves.csv and plots/ into a folder; return the HTML's path.
+    """Write report.html, .md and .tex, results.csv, curves.csv and plots/; return the HTML's path.
 
-    folder: by default the results folder itself.
+    folder: by default the results folder itself. Names, prompts and answers are text in all of them.
     """
     folder = folder or results.folder.path
     drawn = []
     for name, caption, figure in plots.figures(results):
         picture = plots.svg(figure)
-        write_atomically(folder / "plots" / f"{name}.svg", picture.encode())
+        write_atomically(folder / "plots" / f"{name}.svg", _encoded(picture))
         write_atomically(folder / "plots" / f"{name}.png", plots.png(figure))
         drawn.append({"name": name, "caption": caption, "svg": picture})
     sections = [_section(results, model, task) for model, task in results.groups]
@@ -83,6 +84,7 @@ def write(results: Results, folder: Path | None = None) -> Path:
         "sections": sections,
         "plots": drawn,
         "metrics": METRICS,
+        "warnings": results.warnings,
         "unfinished": results.unfinished,
         "failed": results.failed,
         "version": dllm_sampling.__version__,
@@ -91,26 +93,47 @@ def write(results: Results, folder: Path | None = None) -> Path:
     }
     write_atomically(folder / "results.csv", _csv(results.to_dicts()))
     write_atomically(folder / "curves.csv", _csv(_curves(results)))
-    write_atomically(folder / "report.md", _template("report.md.j2").render(values).encode())
-    html = folder / "report.html"
-    write_atomically(html, _template("report.html.j2").render(values).encode())
-    return html
+    for name in ("report.md", "report.tex", "report.html"):
+        write_atomically(folder / name, _encoded(_template(f"{name}.j2").render(values)))
+    return folder / "report.html"
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _template(name: str) -> jinja2.Template:
     loader = jinja2.FunctionLoader(
         lambda name: (files("dllm_sampling.study") / "templates" / name).read_text(encoding="utf-8")
     )
+    latex = name.endswith(".tex.j2")
     environment = jinja2.Environment(
         loader=loader,
         autoescape=lambda template: template is not None and template.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined,
+        finalize=_finalized,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        **(_TEX_MARKS if latex else {}),
     )
-    environment.filters["pipes"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    line = text_of.latex if latex else text_of.markdown
+    environment.filters["line"] = lambda text: line(str(text))
+    environment.filters["paragraph"] = lambda text: "\n".join(line(t.strip()) for t in str(text).splitlines())
     return environment.get_template(name)
+
+
+# Braces belong to TeX.
+_TEX_MARKS: dict[str, Any] = {
+    "block_start_string": "<%", "block_end_string": "%>", "variable_start_string": "<<",
+    "variable_end_string": ">>",
+    "comment_start_string": "<#", "comment_end_string": "#>",
+}  # fmt: skip
+
+
+def _finalized(value: Any) -> Any:
+    """What a template shows: control characters as escapes, but for what is markup already."""
+    return text_of.visible(value) if type(value) is str else value
 
 
 def _section(results: Results, model: str, task: str) -> Section:
@@ -256,9 +279,11 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: _plain(value) for key, value in row.items()} for row in rows)
-    return out.getvalue().encode()
+    writer.writerows({key: _plain(key, value) for key, value in row.items()} for row in rows)
+    return _encoded(out.getvalue())
 
 
-def _plain(value: Any) -> Any:
+def _plain(key: str, value: Any) -> Any:
+    if isinstance(value, str) and key != "seeds":  # which are numbers, the first of them maybe below 0
+        return text_of.csv_cell(value)
     return float(value) if isinstance(value, float) else value

@@ -39,7 +39,7 @@ class Results:
         found = {}
         for cell in self.manifest["cells"]:
             if cell["id"] not in found:
-                table = self.folder.table(cell["id"])
+                table = self.folder.table(cell["id"], cell["checker_id"])
                 if table is not None:
                     found[cell["id"]] = table
         return found
@@ -60,8 +60,9 @@ class Results:
         """Id to message of the cells that failed in the last run that tried them."""
         found: dict[str, str] = {}
         for run in self.manifest["runs"]:
-            found |= run.get("failed", {})
-        return {cell: message for cell, message in found.items() if cell not in self.tables}
+            for part in (*run.get("merged", []), run):
+                found |= part.get("failed", {})
+        return {cell["id"]: found[cell["id"]] for cell in self.unfinished if cell["id"] in found}
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -125,6 +126,16 @@ class Results:
                 return dict(figure)
         return None
 
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader must know before believing a number: samplers whose policy hardly chose anything."""
+        return [
+            f"{row.sampler} ({row.model}, {row.task}): {100 * share:.0f} % of its commits were forced: where "
+            "its policy chooses nothing, the engine commits the most confident position, one a forward."
+            for row in self.rows
+            if (share := row.estimates["forced_share"].value) > metrics.MOST_FORCED
+        ]
+
     @cached_property
     def groups(self) -> dict[tuple[str, str], list[Row]]:
         """The rows of each model and task."""
@@ -176,6 +187,7 @@ def _flat(row: Row) -> dict[str, Any]:
         "refreshes": c.refreshes.sum(),
         "token_rows": c.token_rows.sum(),
         "forced": c.forced.sum(),
+        "commits": c.commits.sum(),
         "remasks": c.remasks.sum(),
         "seconds": c.seconds.sum(),
         "refresh_seconds": c.refresh_seconds.sum(),
@@ -183,7 +195,7 @@ def _flat(row: Row) -> dict[str, Any]:
     }
     for name in ("accuracy", "tokens_per_forward", "tokens_per_second", "speedup", "source"):
         flat[f"published_{name}"] = (row.published or {}).get(name)
-    flat |= {f"point.{path}": str(value) for path, value in row.point.items()}
+    flat |= {f"point.{path}": value if _is_number(value) else str(value) for path, value in row.point.items()}
     return flat
 
 

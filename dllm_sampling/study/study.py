@@ -13,18 +13,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dllm_sampling.errors import ConfigurationError, StudyError
-from dllm_sampling.study import provenance
+from dllm_sampling.errors import ConfigurationError, DllmSamplingError, StudyError
+from dllm_sampling.study import manifests, provenance
 from dllm_sampling.study.cells import Cell, Unit, cells_of, matching, units_of
-from dllm_sampling.study.config import StudyConfig
+from dllm_sampling.study.code import digest
+from dllm_sampling.study.config import StudyConfig, TaskEntry
 from dllm_sampling.study.executors import Executor, Finished, LocalExecutor
 from dllm_sampling.study.folder import ResultsFolder, logger
 from dllm_sampling.study.records import SCHEMA_VERSION
 from dllm_sampling.study.results import Results
-from dllm_sampling.study.work import Probe, Worker
+from dllm_sampling.study.text import one_line
+from dllm_sampling.study.work import CellFailure, Probe, Worker, scores
 from dllm_sampling.tasks import Example
-
-MANIFEST_VERSION = 1
 
 
 @dataclass
@@ -48,8 +48,8 @@ class Study:
     """
 
     def __init__(self, config: StudyConfig, *, limit: int | None = None, folder: Path | None = None) -> None:
-        if limit is not None and limit < 1:
-            raise ConfigurationError(f"limit must be at least 1, got {limit}.")
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise ConfigurationError(f"limit must be at least 1 and whole, got {limit!r}.")
         self.config = config
         self._limit = limit
         self._folder = folder
@@ -66,14 +66,15 @@ class Study:
 
     @cached_property
     def examples(self) -> dict[str, Sequence[Example]]:
-        """The examples of each task, by its name in the study."""
+        """The examples of each task, by its name in the study.
+
+        Raises ConfigurationError naming the task whose examples cannot be read.
+        """
         found = {}
         for entry in self.config.tasks:
-            examples = entry.task.examples()
+            examples = _examples_of(entry)
             most = [n for n in (entry.limit, self._limit) if n is not None]
             found[entry.name] = examples[: min(most)] if most else examples
-            if not found[entry.name]:
-                raise ConfigurationError(f"task {entry.name!r} has no examples.")
         return found
 
     @cached_property
@@ -111,8 +112,16 @@ class Study:
             if fresh:
                 for cell in cells:
                     folder.forget(cell)
+            else:
+                self._refuse_another(folder, ResultsFolder(output))
             self._run(folder, cells, executor, shard, watch or (lambda progress: None))
         return Results(folder)
+
+    def _refuse_another(self, *folders: ResultsFolder) -> None:
+        for folder in folders:
+            manifests.refuse_another(
+                folder.path, folder.manifest(), self.config.name, self.cells, folder.holds
+            )
 
     def _run(
         self,
@@ -126,10 +135,10 @@ class Study:
         missing = {cell.id: set(folder.missing(cell)) for cell in cells}
         units = [u for u in units_of(_distinct(cells), shard) if u.batch in missing[u.cell.id]]
         progress = Progress(len(units), len(missing))
-        progress.cells_done = sum(not batches for batches in missing.values())
         for cell in _distinct(cells):
-            if not missing[cell.id]:
+            if self._rescored(folder, cell, progress) and not missing[cell.id]:
                 self._finish(folder, cell)
+                progress.cells_done += 1
         logger.info(
             "%s: %d cells, %d of them finished before; %d batches to run",
             self.config.name, len(missing), progress.cells_done, len(units),
@@ -175,11 +184,7 @@ class Study:
         unit = finished.unit
         if finished.failure is not None:
             if unit.cell.id not in progress.failed:
-                logger.error(
-                    "%s failed and is left out: %s\n%s",
-                    unit.cell.title, finished.failure.message, finished.failure.trace.rstrip(),
-                )  # fmt: skip
-            progress.failed[unit.cell.id] = f"{unit.cell.title}: {finished.failure.message}"
+                _failed(unit.cell, finished.failure, progress)
             return
         folder.write(unit, finished.rows)
         progress.batches_done += 1
@@ -194,6 +199,18 @@ class Study:
             self._finish(folder, unit.cell)
             progress.cells_done += 1
 
+    def _rescored(self, folder: ResultsFolder, cell: Cell, progress: Progress) -> bool:
+        """Bring a cell's scores up to date with its checker; whether that went well."""
+        examples = self.examples[cell.task]
+        try:
+            count = folder.rescore(cell, lambda places, texts: scores(cell, examples, places, texts))
+        except CellFailure as failure:
+            _failed(cell, failure, progress)
+            return False
+        if count:
+            logger.info("%s: %d texts on record scored again, by another checker", cell.title, count)
+        return True
+
     @staticmethod
     def _finish(folder: ResultsFolder, cell: Cell) -> None:
         if folder.has_parts(cell):
@@ -206,28 +223,34 @@ class Study:
         if not shards:
             raise StudyError(f"{folder.path / 'shards'} holds no shards to merge.")
         with folder.locked(), _logged_to(folder.path / "log.txt"):
+            self._refuse_another(folder, *shards)
             log = self._begin(folder, None, (1, 1), writes=False)
             runs = []
             for shard in shards:
                 runs += (shard.manifest() or {}).get("runs", [])
+            progress = Progress(0, len(_distinct(self.cells)))
             for cell in _distinct(self.cells):
                 for shard in shards:
                     folder.take_over(cell, shard)
                 missing = folder.missing(cell)
-                if not missing:
+                scored = self._rescored(folder, cell, progress)
+                if scored and not missing:
                     self._finish(folder, cell)
-                else:
+                elif missing:
                     logger.warning("%s: %d of %d batches missing", cell.title, len(missing), cell.batches)
-            log["finished"], log["merged"] = _now(), runs
+            log["finished"], log["merged"], log["failed"] = _now(), runs, progress.failed
             self._write_manifest(folder, log)
             logger.info("merged %d shards", len(shards))
         return Results(folder)
 
-    def probe(self, cells: Sequence[Cell] | None = None) -> Iterator[tuple[Cell, Probe]]:
-        """Time a few steps of each cell, or of those given."""
+    def probe(self, cells: Sequence[Cell] | None = None) -> Iterator[tuple[Cell, Probe | CellFailure]]:
+        """Time a few steps of each cell, or of those given; a failure for one that cannot be run."""
         worker = Worker(self._by_id())
         for cell in self.cells if cells is None else cells:
-            yield cell, worker.probe(cell)
+            try:
+                yield cell, worker.probe(cell)
+            except CellFailure as failure:
+                yield cell, failure
 
     def _by_id(self) -> dict[str, Sequence[Example]]:
         return {cell.examples_id: self.examples[cell.task] for cell in self.cells}
@@ -254,7 +277,7 @@ class Study:
         runs = [run for run in before.get("runs", []) if run["started"] != log["started"]]
         folder.write_manifest(
             {
-                "version": MANIFEST_VERSION,
+                "version": manifests.VERSION,
                 "records": SCHEMA_VERSION,
                 "study": self.config.model_dump(mode="json"),
                 "limit": self._limit,
@@ -265,6 +288,35 @@ class Study:
                 "runs": [*runs, log],
             }
         )
+
+
+def _failed(cell: Cell, failure: CellFailure, progress: Progress) -> None:
+    progress.failed[cell.id] = f"{cell.title}: {failure.message}"
+    logger.error(
+        "%s failed and is left out: %s", cell.title, failure.message, extra={"trace": failure.trace.rstrip()}
+    )
+
+
+def _examples_of(entry: TaskEntry) -> Sequence[Example]:
+    """A task's examples, its own code's errors told as ours."""
+    try:
+        found = list(entry.task.examples())
+        wrong = next((example for example in found if not isinstance(example, Example)), None)
+        if wrong is None:
+            digest([[e.prompt, e.answer, dict(e.data)] for e in found])  # raises where it is no plain data
+    except DllmSamplingError as error:
+        raise type(error)(f"task {entry.name!r}: {error}") from error
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise ConfigurationError(
+            f"task {entry.name!r}: its examples cannot be read: {type(error).__name__}: {error}"
+        ) from error
+    if wrong is not None:
+        raise ConfigurationError(f"task {entry.name!r}: an example is {wrong!r}, not an Example.")
+    if not found:
+        raise ConfigurationError(f"task {entry.name!r} has no examples.")
+    return found
 
 
 def _distinct(cells: Sequence[Cell]) -> list[Cell]:
@@ -281,10 +333,22 @@ class _Log(logging.FileHandler):
         """A log that cannot be written stops nothing: records are what counts."""
 
 
+class _Lines(logging.Formatter):
+    """A record a line, whatever stands in names and messages; a failure's trace follows, set in."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = [f"{self.formatTime(record)} {record.levelname:<7} {one_line(record.getMessage())}"]
+        lines += ["    " + one_line(line) for line in str(getattr(record, "trace", "")).splitlines()]
+        return "\n".join(lines)
+
+
 @contextmanager
 def _logged_to(path: Path) -> Iterator[None]:
-    handler = _Log(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    try:
+        handler = _Log(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise StudyError(f"{path}: {error.strerror or error}.") from None
+    handler.setFormatter(_Lines())
     logger.addHandler(handler)
     before = logger.level
     logger.setLevel(logging.INFO)

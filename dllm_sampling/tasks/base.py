@@ -37,3 +37,7 @@ class Task(Named, ABC):
     @abstractmethod
     def is_correct(self, text: str, example: Example) -> bool:
         """Whether a generated text answers the example."""
+
+    def scored_by(self) -> Task:
+        """The task whose code `is_correct` runs: by default this one. What it is decides the scores."""
+        return self

@@ -86,6 +86,9 @@ class FileTask(Task):
     def _option(self) -> str:
         return self.pattern or self.letters or "ABCD"
 
+    def scored_by(self) -> Task:
+        return self if self.check in CHECKERS else self._other_task()
+
     def _other_task(self) -> Task:
         from dllm_sampling.plugins import registry
 
