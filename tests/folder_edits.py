@@ -64,7 +64,8 @@ def apply(folder, edits):
     for kind, name, *rest in edits:
         path = folder / name
         if kind == "remove":
-            path.unlink(missing_ok=True)
+            if not path.is_dir():
+                path.unlink(missing_ok=True)
         elif kind == "damage":
             _damaged(path, rest[0])
         else:
