@@ -189,7 +189,7 @@ _WARPERS: dict[type[LogitsProcessor], str] = {
 # What transformers samples with where nothing is said.
 _SAMPLING_DEFAULTS = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
 # The further ones of its sampling; where it samples they come as processors of logits, and are refused there.
-_OTHER_SAMPLING = ("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_OTHER_SAMPLING = {"min_p": None, "top_h": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 # Prepared by transformers for a loop of its own; a run needs none of them.
 _UNUSED = {"logits_to_keep", "use_cache", "synced_gpus"}
 
@@ -328,9 +328,9 @@ def _sampling(
     """The sampler's own sampling where it samples; what `do_sample` asks for where it does not."""
     own = sampler.settings.sampling.model_dump()
     if not config.do_sample:
-        for name in (*_SAMPLING_DEFAULTS, *_OTHER_SAMPLING):
+        for name, neutral in (_SAMPLING_DEFAULTS | _OTHER_SAMPLING).items():
             value, usual = getattr(config, name, None), getattr(defaults, name, None)
-            if value not in (None, _SAMPLING_DEFAULTS.get(name), usual, own.get(name)):
+            if value not in (None, neutral, usual, own.get(name)):
                 raise ConfigurationError(f"{name}={value!r} has no effect without do_sample=True.")
         return own
     asked = {name: getattr(config, name) for name in _SAMPLING_DEFAULTS}

@@ -169,7 +169,7 @@ def _is_batch(values: Any) -> bool:
     """Whether the input_ids of an encoding are those of several texts."""
     if token_ids.is_array(values):
         return bool(values.ndim != 1)
-    return isinstance(values, Sequence) and not any(map(_is_number, values))
+    return isinstance(values, Sequence) and not isinstance(values, str) and not any(map(_is_number, values))
 
 
 def _is_ids(taken: Any) -> TypeGuard[list[int]]:
@@ -234,7 +234,7 @@ def _places(places: Any, count: int) -> list[int]:
 def _refuse_too_long(length: int, where: str, gen_length: int, facts: ModelFacts) -> None:
     if length + gen_length > facts.max_length:
         raise PromptError(
-            f"{where} has {length} tokens, which with gen_length={gen_length} exceed the "
+            f"{where} has {length} tokens, which with gen_length={shown(gen_length)} exceed the "
             f"model's context of {facts.max_length}."
         )
 

@@ -33,7 +33,8 @@ def opened(where: str, encoding: Mapping[str, Any]) -> tuple[Any, Any]:
     known = {"input_ids", "attention_mask", *_BESIDE}
     for key in encoding:
         if key not in known:
-            raise PromptError(f"{where}: {unknown_name('key beside input_ids', shown(key), known)}")
+            name = key if isinstance(key, str) else shown(key)
+            raise PromptError(f"{where}: {unknown_name('key beside input_ids', name, known)}")
     return encoding["input_ids"], encoding.get("attention_mask")
 
 

@@ -1,7 +1,7 @@
 """The generation settings of a harness task: each is honoured, or refused by name.
 
-A task's `generation_kwargs`, changed by --gen_kwargs, go to the model with every request. What a sampler does
-by itself is fine; anything else would be ignored, and the score would be another one than the task's.
+A task's `generation_kwargs`, changed by --gen_kwargs, go to the model with every request. What a sampler
+does by itself is fine; anything else would be ignored, and the score would be another one than the task's.
 """
 
 from __future__ import annotations
