@@ -111,10 +111,9 @@ def checked(prompt: Any, where: str) -> str | list[dict[str, Any]] | list[int]:
         messages.refuse_lone_surrogates(prompt, where)
         return str(prompt)
     if token_ids.is_encoding(prompt):
-        ids, mask = token_ids.opened(where, prompt)
-        return token_ids.one(where, ids, mask)
+        return _some(token_ids.one(where, *token_ids.opened(where, prompt)), where)
     if token_ids.is_array(prompt):
-        return token_ids.one(where, prompt)
+        return _some(token_ids.one(where, prompt), where)
     if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray, memoryview)):
         hint = "; a chat is a list of messages" if isinstance(prompt, Mapping) else ""
         raise PromptError(f"{where} is {shown(prompt)}{hint}: {_TAKEN}.")
@@ -122,7 +121,7 @@ def checked(prompt: Any, where: str) -> str | list[dict[str, Any]] | list[int]:
         return messages.checked(prompt, where)
     if any(isinstance(entry, str) for entry in prompt):
         raise PromptError(f"{where} is a list with text in it: {_TAKEN}.")
-    return token_ids.one(where, prompt)
+    return _some(token_ids.one(where, prompt), where)
 
 
 def width(prompts: Prompts, rows: Sequence[Sequence[int]]) -> int:
@@ -192,10 +191,14 @@ def _from_text(
     return tokenised(text, where, facts, special=False)
 
 
-def _within(ids: list[int], where: str, facts: ModelFacts) -> list[int]:
+def _some(ids: list[int], where: str) -> list[int]:
     if not ids:
         raise PromptError(f"{where} is empty.")
-    if not 0 <= min(ids) <= max(ids) < facts.vocab_size:
+    return ids
+
+
+def _within(ids: list[int], where: str, facts: ModelFacts) -> list[int]:
+    if not 0 <= min(_some(ids, where)) <= max(ids) < facts.vocab_size:
         raise PromptError(f"{where} holds ids outside [0, {facts.vocab_size}).")
     return ids
 

@@ -52,11 +52,8 @@ def read_prompts(arguments: Sequence[str], file: Path | None) -> list[Any]:
 
 def _argument(argument: str, index: int) -> str:
     """An argument is a prompt, whatever it says, unless it is evidently meant to be read from elsewhere."""
-    path = Path(argument)
-    if path.suffix and not any(c.isspace() for c in argument):
-        with suppress(OSError, ValueError):  # too long for a path, or none
-            if path.is_file():
-                raise PromptError(f"prompt {index} is {argument!r}, a file: give it with --file.")
+    if Path(argument).suffix and not any(c.isspace() for c in argument) and _is_file(argument):
+        raise PromptError(f"prompt {index} is {argument!r}, a file: give it with --file.")
     if argument.lstrip().startswith("{"):
         try:
             value = parsed(argument, "", PromptError)
@@ -67,6 +64,12 @@ def _argument(argument: str, index: int) -> str:
                 f"prompt {index} is a JSON object: give it with --file (.jsonl) or on standard input."
             )
     return argument
+
+
+def _is_file(name: str) -> bool:
+    with suppress(OSError, ValueError):  # too long for a path, or none
+        return Path(name).is_file()
+    return False
 
 
 def _from_file(file: Path) -> list[Any]:
