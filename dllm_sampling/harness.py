@@ -126,7 +126,7 @@ class SamplerLM(LM):  # type: ignore[misc]  # the harness carries no types
             return [prompts.encode_one(text, i, self._facts, template) for i, text in contexts.items()]
         found = []
         for i, text in contexts.items():
-            messages.refuse_lone_surrogates(text, f"prompt {i}")
+            prompts.checked(text, f"prompt {i}")
             found.append(prompts.tokenised(text, f"prompt {i}", self._facts, special=False))
         return found
 

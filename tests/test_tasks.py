@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import dllm_sampling
-from dllm_sampling import ConfigurationError, Example, Sampler, Task, load_model, registry
+from dllm_sampling import ConfigurationError, Example, PromptError, Sampler, Task, load_model, registry
 from dllm_sampling.tasks.checkers import CHECKERS
+from dllm_sampling.tasks.harness import _loaded
 from tests.study_files import finished, small
 
 BUNDLED = Path(dllm_sampling.__file__).parent / "bundled" / "word_problems.jsonl"
@@ -228,6 +229,11 @@ def test_a_harness_task_has_its_prompts_and_scores(harness):
     assert not task.is_correct(f"STOP{right}", examples[0])  # nothing behind a stop string counts
     assert not task.is_correct(PROBLEMS[0]["result"], examples[0])
     assert harness_task(harness, filter="any").is_correct(PROBLEMS[0]["result"], examples[0])
+    # Loading is slow: the same task, now asking for what no sampler does.
+    (loaded,) = _loaded(task).values()
+    loaded.set_config(key="generation_kwargs", value={"num_beams": 10}, update=True)
+    with pytest.raises(ConfigurationError, match="num_beams=10 cannot be honoured"):
+        task.examples()
 
 
 def test_a_groups_tasks_follow_one_another(harness):
@@ -364,6 +370,79 @@ class TestModel:
     def test_a_temperature_that_is_not_the_samplers_is_refused(self, lm):
         with pytest.raises(ConfigurationError, match=r"sampling.temperature=0.7"):
             lm.generate_until([self.request("x", do_sample=True, temperature=0.7)])
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"temperature": 0.8}, r"says temperature=0.8, the sampler's temperature is 0: give sampling.temperature=0.8"),
+            ({"do_sample": True}, "says do_sample=True, the sampler's temperature is 0"),
+            ({"do_sample": True, "temperature": 0}, "do_sample=True contradicts temperature=0"),
+            ({"do_sample": "yes"}, "do_sample must be true or false, got 'yes'"),
+            ({"temperature": "hot"}, "temperature must be a number of at least 0, got 'hot'"),
+            ({"temperature": float("nan")}, "temperature must be a number"),
+            ({"top_p": 0.5}, "says top_p=0.5, no effect at temperature 0: give sampling.top_p=0.5"),
+            ({"top_k": 5, "do_sample": False}, "says top_k=5, no effect at temperature 0"),
+            ({"num_beams": 4}, "num_beams=4 cannot be honoured by a sampler: give num_beams=1 in --gen_kwargs"),
+            ({"repetition_penalty": 2.0}, "repetition_penalty=2.0 cannot be honoured"),
+            ({"frequency_penalty": 0.5}, "frequency_penalty=0.5 cannot be honoured"),
+            ({"min_new_tokens": 30}, "min_new_tokens=30 cannot be honoured"),
+            ({"max_length": 30}, "max_length=30 cannot be honoured: the targets behind a prompt are max_gen_toks"),
+            ({"stop": ["x"]}, "stop strings are until"),
+            ({"temprature": 1}, "unknown generation setting 'temprature'. Did you mean 'temperature'"),
+            ({"max_gen_toks": 16, "max_tokens": 8}, "max_gen_toks=16 and max_tokens=8 contradict each other"),
+            ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1, got 0"),
+            ({"max_tokens": "16"}, "max_tokens must be a whole number of at least 1, got '16'"),
+            ({"until": 5}, "until must be a text or a list of texts, got 5"),
+            ({"until": ["x", None]}, "until must be a text"),
+        ],
+    )  # fmt: skip
+    def test_a_setting_that_cannot_be_honoured_is_refused_by_name(self, lm, settings, message):
+        with pytest.raises(ConfigurationError, match=message):
+            lm.generate_until([self.request("x", **settings)], disable_tqdm=True)
+
+    @pytest.mark.parametrize(
+        "name", ["max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"]
+    )
+    def test_a_length_is_honoured_under_each_of_its_names(self, lm, name):
+        neutral = {
+            "do_sample": False, "temperature": 1, "top_p": 1.0, "top_k": 0, "num_beams": 1, "repetition_penalty": 1.0,
+            "min_new_tokens": 0, "until": "no such text",
+        }  # fmt: skip
+        before = lm.tokens
+        lm.generate_until([self.request(PROBLEMS[0]["question"], **{name: 3}, **neutral)], disable_tqdm=True)
+        assert lm.tokens - before <= 3
+
+    def test_what_a_sampler_that_samples_is_asked_for(self):
+        from dllm_sampling.harness import SamplerLM
+
+        lm = SamplerLM(**{"sampling.temperature": 0.5, "sampling.top_p": 0.9, "gen_length": 2})
+        for fits in ({}, {"do_sample": True}, {"temperature": 0.5}, {"do_sample": True, "top_p": 0.9}):
+            lm.generate_until([self.request("x", **fits)], disable_tqdm=True)
+        for other, message in (
+            (
+                {"do_sample": False},
+                "says do_sample=False, the sampler's temperature is 0.5: give .*do_sample=true,temp",
+            ),
+            ({"temperature": 0.0}, "says temperature=0.0"),
+            ({"top_p": 1.0}, "says top_p=1.0, the sampler's is 0.9: give sampling.top_p=1 in"),
+            ({"top_k": 7}, "says top_k=7, the sampler's is None: give sampling.top_k=7 in"),
+        ):
+            with pytest.raises(ConfigurationError, match=message):
+                lm.generate_until([self.request("x", **other)], disable_tqdm=True)
+
+    def test_a_prompt_that_is_none_is_named(self, lm):
+        for context, message in ((" ", "prompt 0 is empty"), ("\ud800", "prompt 0: character 0")):
+            with pytest.raises(PromptError, match=message):
+                lm.generate_until([self.request(context)], disable_tqdm=True)
+
+    def test_a_chat_may_end_in_the_beginning_of_the_answer(self, lm, monkeypatch):
+        chat = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "It is "}]
+        # The bundled template takes spaces off.
+        assert lm.apply_chat_template(chat, add_generation_prompt=False).endswith("\n\nIt is")
+        monkeypatch.setattr(
+            lm._tokenizer(), "chat_template", "{% for m in messages %}{{ m.content }}|{% endfor %}"
+        )
+        assert lm.apply_chat_template(chat, add_generation_prompt=False) == "How many?|It is "
 
     def test_likelihoods_are_refused(self, lm):
         with pytest.raises(ConfigurationError, match="only generate_until"):
