@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, ItemsView, Iterable, KeysView, Mapping, Sequence, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
 from string import Formatter
@@ -63,10 +64,22 @@ def render(
         raise PromptError(f"chat template: it is text in Jinja, not a {type(source).__name__}.")
     if len(source) > LARGEST // 4:
         raise PromptError(f"chat template: it is longer than {LARGEST // 4} characters.")
-    budget = _budget.set(_Budget(work))
     try:
+        return _rendered(tokenizer, source, messages, add_generation_prompt, work)
+    except Exception as error:  # noqa: BLE001 - a template is a program, and may fail in any way
+        raise PromptError(f"chat template: {_first_line(error)}") from None
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    messages: Sequence[Mapping[str, Any]],
+    add_generation_prompt: bool,
+    work: int,
+) -> str:
+    with budget(work):
         shown = [_with_reasoning(_plain({k: v for k, v in m.items() if v is not None})) for m in messages]
-        _charged(shown)
+        charged(shown)
         return _compiled(source).render(
             **(
                 {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
@@ -78,10 +91,6 @@ def render(
                 }
             )
         )
-    except Exception as error:  # noqa: BLE001 - a template is a program, and may fail in any way
-        raise PromptError(f"chat template: {_first_line(error)}") from None
-    finally:
-        _budget.reset(budget)
 
 
 def _first_line(error: Exception) -> str:
@@ -139,6 +148,16 @@ class _Budget:
 _budget: ContextVar[_Budget] = ContextVar("budget")
 
 
+@contextmanager
+def budget(work: int = WORK) -> Iterator[None]:
+    """What is rendered inside may take so much work; more is a `jinja2.TemplateError`."""
+    token = _budget.set(_Budget(work))
+    try:
+        yield
+    finally:
+        _budget.reset(token)
+
+
 def _fits(size: int) -> None:
     """Refuse what would become too large, before it does."""
     if size > LARGEST:
@@ -169,7 +188,8 @@ def _weight(value: Any) -> int:
     return total
 
 
-def _charged(value: Any) -> Any:
+def charged(value: Any) -> Any:
+    """The value itself; its size is charged to the budget."""
     _budget.get().spend(_TURN + _weight(value))
     return value
 
@@ -258,7 +278,8 @@ _COMPARING = {
 }  # fmt: skip
 
 
-def _counted_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def counted_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter whose work is charged to the budget; `name` says how that work grows."""
     size = _FILTERS.get(name)
     # Jinja hands some filters its context, its environment or its settings first.
     skipped = 0 if getattr(function, "jinja_pass_arg", None) is None else 1
@@ -279,13 +300,13 @@ def _counted_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
             _fits(weight * (LARGEST // _SMALL))
             numbers = [n for n in [*given, *kwargs.values()] if isinstance(n, int)]
             _fits(max(map(abs, numbers), default=0) * (LARGEST // _SMALL))
-        return _charged(function(*args[:skipped], *given, **kwargs))
+        return charged(function(*args[:skipped], *given, **kwargs))
 
     return counted
 
 
 def _counted_test(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    charge = _charged if name in _COMPARING else _turn
+    charge = charged if name in _COMPARING else _turn
 
     @functools.wraps(function)
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -297,7 +318,7 @@ def _counted_test(name: str, function: Callable[..., Any]) -> Callable[..., Any]
 
 def _joined(items: list[Any]) -> str:
     """The operator `~`."""
-    _charged(items)
+    charged(items)
     return "".join(map(str, items))
 
 
@@ -340,8 +361,8 @@ class _Counting(NodeTransformer):
         return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    """transformers' settings of the sandbox, with the budget."""
+class Sandbox(ImmutableSandboxedEnvironment):
+    """transformers' settings of Jinja's sandbox. What `counted` makes is rendered within a `budget`."""
 
     intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
 
@@ -351,11 +372,11 @@ class _Environment(ImmutableSandboxedEnvironment):
             lstrip_blocks=True,
             optimized=False,
             extensions=[_Generation, jinja2.ext.loopcontrols],
-            finalize=_charged,
+            finalize=charged,
         )
         self.filters["tojson"] = _tojson
-        self.filters = {name: _counted_filter(name, each) for name, each in self.filters.items()}
-        self.filters |= {"~": _joined, "turn": _turn, "passed": _passed, "charged": _charged}
+        self.filters = {name: counted_filter(name, each) for name, each in self.filters.items()}
+        self.filters |= {"~": _joined, "turn": _turn, "passed": _passed, "charged": charged}
         tests = cast("dict[str, Callable[..., Any]]", self.tests)
         self.tests = {name: _counted_test(name, each) for name, each in tests.items()}
         self.globals |= {
@@ -365,6 +386,11 @@ class _Environment(ImmutableSandboxedEnvironment):
             "namespace": _Namespace,
         }
         del self.globals["lipsum"]  # text without end, by chance
+
+    def counted(self, source: str) -> jinja2.Template:
+        """The template of a text, with what charges its work to the budget."""
+        code = self.compile(_Counting().visit(self.parse(source)))
+        return self.template_class.from_code(self, code, self.globals)
 
     @staticmethod
     def concat(pieces: Iterable[str]) -> str:
@@ -389,7 +415,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                 _fits(weights[1] * abs(left))
         if operator == "%" and isinstance(left, str):
             _fits(_formatted(left, right))
-        return _charged(super().call_binop(context, operator, left, right))
+        return charged(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         # Jinja adds what the loops and blocks around define, for functions that want its context.
@@ -404,8 +430,8 @@ class _Environment(ImmutableSandboxedEnvironment):
                 args = (list(args[0]), *args[1:])
             if name in _METHODS:
                 _fits(_METHODS[name](owner, *args, **named))
-            _charged(owner)
-        return _charged(super().call(__context, __obj, *args, **kwargs))
+            charged(owner)
+        return charged(super().call(__context, __obj, *args, **kwargs))
 
 
 def _tojson(
@@ -450,13 +476,10 @@ def _allowed(name: Any) -> None:
 
 
 @functools.cache
-def _environment() -> _Environment:
-    return _Environment()
+def _environment() -> Sandbox:
+    return Sandbox()
 
 
 @functools.lru_cache(maxsize=32)
 def _compiled(source: str) -> jinja2.Template:
-    environment = _environment()
-    counted = _Counting().visit(environment.parse(source))
-    code = environment.compile(counted)
-    return environment.template_class.from_code(environment, code, environment.globals)
+    return _environment().counted(source)

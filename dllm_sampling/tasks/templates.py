@@ -17,27 +17,22 @@ class Template:
     """One template. `name` and the text name it in errors. Raises ConfigurationError where it is none."""
 
     def __init__(self, name: str, text: str) -> None:
-        environment = _Environment()
         try:
-            counted = chat_template._Counting().visit(environment.parse(text))
-            code = environment.compile(counted)
-            self._template = environment.template_class.from_code(environment, code, environment.globals)
+            self._template = _Environment().counted(text)
         except Exception as error:  # noqa: BLE001 - besides Jinja's own errors, Python's for what is nested too deeply
             raise ConfigurationError(f"{name} {text!r} is no template: {error}") from None
 
     def fill(self, row: Mapping[str, Any], where: str) -> str:
         """The text for a row; raises ConfigurationError naming the row, the field and what is wrong."""
-        budget = chat_template._budget.set(chat_template._Budget())
         try:
             shown = {name: _readable(value, name) for name, value in row.items()}
-            return self._template.render({"row": shown} | shown)
+            with chat_template.budget():
+                return self._template.render({"row": shown} | shown)
         except Exception as error:  # noqa: BLE001 - a template is a program, and may fail in any way
             cause = (
                 str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
             )
             raise ConfigurationError(f"{where}: {cause}; its fields: {', '.join(row)}.") from None
-        finally:
-            chat_template._budget.reset(budget)
 
 
 class _Missing(jinja2.StrictUndefined):
@@ -69,7 +64,7 @@ def _readable(value: Any, name: str) -> Any:
 
 def _printed(value: Any) -> Any:
     """What `{{ value }}` writes."""
-    chat_template._charged(value)
+    chat_template.charged(value)
     if isinstance(value, (str, jinja2.Undefined)):
         return value
     if value is None:
@@ -90,7 +85,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, _Missing) else str(value)
 
 
-class _Environment(chat_template._Environment):
+class _Environment(chat_template.Sandbox):
     """The sandbox of chat templates with what a row's templates need."""
 
     def __init__(self) -> None:
@@ -99,7 +94,7 @@ class _Environment(chat_template._Environment):
         self.trim_blocks = self.lstrip_blocks = False
         self.keep_trailing_newline = True
         self.finalize = _printed
-        self.filters["tojson"] = chat_template._counted_filter("tojson", _json)
+        self.filters["tojson"] = chat_template.counted_filter("tojson", _json)
         self.tests |= {"none": _is_none, "defined": _is_defined, "undefined": _is_undefined}
 
 
