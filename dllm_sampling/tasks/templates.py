@@ -27,7 +27,7 @@ class Template:
 
     def fill(self, row: Mapping[str, Any], where: str) -> str:
         """The text for a row; raises ConfigurationError naming the row, the field and what is wrong."""
-        budget = chat_template._budget.set(chat_template._Budget())
+        budget = chat_template._budget.set(chat_template._Budget(chat_template.WORK))
         try:
             shown = {name: _readable(value, name) for name, value in row.items()}
             return self._template.render({"row": shown} | shown)
