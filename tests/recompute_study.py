@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 RESAMPLES = 4000
-SHARES = ("accuracy", "accuracy_difference", "agreement")
+SHARES = ("accuracy", "accuracy_difference", "agreement", "forced_share")
 
 
 def distance(a, b):
@@ -92,6 +92,7 @@ class Sampler:
             "tokens_per_forward": total(own["tokens"]) / total(own["row_forwards"]),
             "tokens_per_second": total(own["tokens"]) / total(own["seconds"]),
             "forwards": total(own["row_forwards"]) / n,
+            "forced_share": total(self.summed("forced")) / total(self.summed("commits")),
         }
         if base is not None:
             found["accuracy_difference"] = found["accuracy"] - total(base.summed("correct")) / n
@@ -153,6 +154,7 @@ def recomputed(folder):
                 "refreshes",
                 "token_rows",
                 "forced",
+                "commits",
                 "remasks",
                 "seconds",
                 "refresh_seconds",

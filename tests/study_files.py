@@ -63,14 +63,17 @@ def command(*arguments, **more):
     )
 
 
-def finished(*arguments):
-    """Exit code, stdout and stderr of `dllm-sampling`, in this process: starting one takes seconds."""
+def finished(*arguments, stream=None):
+    """Exit code, stdout and stderr of `dllm-sampling`, in this process: starting one takes seconds.
+
+    stream: where both go, instead.
+    """
     out, err = io.StringIO(), io.StringIO()
     before = sys.argv, warnings.showwarning
     sys.argv = ["dllm-sampling", *map(str, arguments)]
     code = None
     try:
-        with patch.dict(os.environ), redirect_stdout(out), redirect_stderr(err):
+        with patch.dict(os.environ), redirect_stdout(stream or out), redirect_stderr(stream or err):
             main()
     except SystemExit as stop:
         code = stop.code

@@ -223,14 +223,14 @@ def scored(folder, check="last_number", **more):
 
 
 def test_another_checker_or_answer_scores_the_texts_on_record_again(tmp_path, monkeypatch):
-    lines(tmp_path / "t.jsonl", ["x", "x", "x"])
+    lines(tmp_path / "t.jsonl", ["7777777", "7777777", "7777777"])
     first = scored(tmp_path).run(tmp_path / "out")
     (table,) = first.tables.values()
     texts = table["text"].to_pylist()
     assert table["correct"].to_pylist() == [False] * 3
     monkeypatch.setattr(Sampler, "generate", lambda *_, **__: pytest.fail("decoded again"))
     # Other answers.
-    lines(tmp_path / "t.jsonl", [texts[0], "x", texts[2]])
+    lines(tmp_path / "t.jsonl", [texts[0], "7777777", texts[2]])
     second = scored(tmp_path, "exact").run(tmp_path / "out")
     assert second.rows[0].estimates["accuracy"].value == pytest.approx(2 / 3)
     # Another checker.
@@ -244,7 +244,7 @@ def test_another_checker_or_answer_scores_the_texts_on_record_again(tmp_path, mo
 
 
 def test_a_checkers_code_scores_again_too(tmp_path, monkeypatch):
-    lines(tmp_path / "t.jsonl", ["x"])
+    lines(tmp_path / "t.jsonl", ["7777777"])
     ids = [(cell.id, cell.checker_id) for cell in scored(tmp_path).cells]
     monkeypatch.setattr(code, "_text", lambda path: path.read_text() + path.name)
     code._code.cache_clear()
@@ -256,7 +256,7 @@ def test_a_checkers_code_scores_again_too(tmp_path, monkeypatch):
 
 
 def test_a_checker_that_breaks_on_the_texts_on_record_leaves_no_stale_score(tmp_path, monkeypatch):
-    lines(tmp_path / "t.jsonl", ["x", "x"])
+    lines(tmp_path / "t.jsonl", ["7777777", "7777777"])
     scored(tmp_path).run(tmp_path / "out")
     study = scored(tmp_path, "exact")
     monkeypatch.setattr(type(study.config.tasks[0].task), "is_correct", lambda *_: 1 / 0)
@@ -291,7 +291,7 @@ def test_two_checkers_of_the_same_prompts_keep_their_own_scores(tmp_path):
 
 
 def test_shards_that_another_checker_scored_are_scored_again_when_merged(tmp_path):
-    lines(tmp_path / "t.jsonl", ["x"] * 3)
+    lines(tmp_path / "t.jsonl", ["7777777"] * 3)
     study = scored(tmp_path)
     for i in (1, 2):
         study.run(tmp_path / "out", shard=(i, 2))

@@ -147,7 +147,9 @@ def test_a_policy_that_exits_fails_its_own_cell(tmp_path):
     tasks = [{"name": "word_problems", "limit": 1, "gen_length": 4}]
     results = study(tasks, samplers=samplers).run(tmp_path)
     assert [row.sampler for row in results.rows] == ["a", "b"]
-    assert [*results.failed.values()] == ["bundled / word_problems / exits / seed 0: SystemExit: 3"]
+    (message,) = results.failed.values()
+    assert message.startswith("bundled / word_problems / exits / seed 0: ")
+    assert "SystemExit: 3" in message
 
 
 def test_a_model_that_cannot_be_loaded_fails_its_own_cells(tmp_path):
@@ -223,7 +225,9 @@ def test_merging_tells_what_failed_in_a_shard(tmp_path, caplog):
     for i in (1, 2):
         made.run(tmp_path, shard=(i, 2))
     merged = made.merge(tmp_path)
-    assert [*merged.failed.values()] == ["bundled / word_problems / exits / seed 0: SystemExit: 3"]
+    (message,) = merged.failed.values()
+    assert message.startswith("bundled / word_problems / exits / seed 0: ")
+    assert "SystemExit: 3" in message
 
 
 class Never(UnmaskingPolicy):

@@ -277,7 +277,8 @@ def _curves(results: Results) -> list[dict[str, Any]]:
 def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
     out = io.StringIO()
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    # All text in quotes: a carriage return in a name would begin a line of its own.
+    writer = csv.DictWriter(out, columns, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writeheader()
     writer.writerows({key: _plain(key, value) for key, value in row.items()} for row in rows)
     return _encoded(out.getvalue())
