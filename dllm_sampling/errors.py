@@ -54,6 +54,21 @@ def nearest(name: object, choices: Iterable[str]) -> str | None:
     return close[0] if close else None
 
 
+def no_attribute(owner: object, name: str) -> AttributeError:
+    """What a class that plugins read raises for an unknown name: the nearest public one beside it."""
+    if name.startswith("_"):
+        return AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}")
+    known = [known for known in {*dir(type(owner)), *vars(owner)} if not known.startswith("_")]
+    if name in known:  # a property of that name has failed: its own error is the one to show
+        try:
+            object.__getattribute__(owner, name)
+        except AttributeError as error:
+            return error
+    close = nearest(name, known)
+    hint = f" Did you mean {close!r}?" if close else f" It has {', '.join(sorted(known))}."
+    return AttributeError(f"{type(owner).__name__} has no {name!r}.{hint}")
+
+
 class _Short(reprlib.Repr):
     """Looks at the first few entries alone, so that even an endless value is shown at once."""
 
@@ -70,7 +85,7 @@ class _Short(reprlib.Repr):
     def repr_instance(self, x: object, level: int) -> str:
         try:
             return super().repr_instance(x, level)
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever its repr raises
             return f"<{type(x).__name__}>"
 
 
@@ -90,7 +105,7 @@ def told(error: BaseException) -> str:
     """An error's type and message in one line, whatever its message holds or does."""
     try:
         message = in_one_line(str(error))
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever its message raises
         message = "its message cannot be read"
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 

@@ -1,9 +1,9 @@
 """Modules of a folder of one-file plugins, and the peace of the program while plugins are loaded.
 
 The files of a folder are modules of one package of their own, so that no file stands in the way of another
-module, whatever it is called. A plugin imports the helpers beside it, which are the modules and packages whose
-names start with an underscore: `from _helper import x`, `import _helper` or `from . import _helper`. This holds
-for the files of that folder alone: two folders may have a `_helper.py` each, and `sys.path` is not changed.
+module, whatever it is called. A plugin imports the helpers beside it, the modules and packages whose names
+start with an underscore: `from _helper import x`, `import _helper` or `from . import _helper`. This holds for
+the files of that folder alone: two folders may have a `_helper.py` each, and `sys.path` is not changed.
 """
 
 from __future__ import annotations

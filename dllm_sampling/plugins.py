@@ -268,7 +268,8 @@ def _without_branches(parts: dict[tuple[Any, ...], list[str]]) -> dict[tuple[Any
 
 def _part(loc: tuple[Any, ...], messages: list[str], given: str) -> str:
     where = ".".join(in_one_line(str(part), 100) for part in loc)
-    message = " or ".join(dict.fromkeys(messages))
+    first, *more = dict.fromkeys(messages)
+    message = " or ".join([first, *(text.removeprefix("Input should be ") for text in more)])
     return f"{where}: {message}{given}" if where else f"{message}{given}"
 
 

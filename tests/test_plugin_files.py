@@ -170,10 +170,10 @@ def test_a_plugin_imports_the_helper_beside_it_and_no_other(tmp_path, line):
     for count in (3, 5):
         folder = tmp_path / str(count)
         (folder / "_parts").mkdir(parents=True)
-        write(folder, mine=f"{line}\n{HELPED}", _helper=f"from _value import COUNT, late\nCOUNT = late()")
+        write(folder, mine=f"{line}\n{HELPED}", _helper="from _value import COUNT, late\nCOUNT = late()")
         write(
             folder,
-            _value=f"COUNT = 0\ndef late():\n    import _more\n    return _more.COUNT",
+            _value="COUNT = 0\ndef late():\n    import _more\n    return _more.COUNT",
             _more=f"COUNT = {count}",
         )
         write(folder / "_parts", __init__="", inner="from _helper import COUNT")
