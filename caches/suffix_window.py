@@ -43,7 +43,6 @@ class SuffixWindow(CachePolicy):
     @model_validator(mode="after")
     def _has_an_effect(self) -> Self:
         self.refuse_without_effect("scale", self.decay is None, "without decay")
-        self.refuse_without_effect("decay", self.window == 0, "with window=0")
         return self
 
     def begin(self, state: DecodingState, facts: ModelFacts) -> None:

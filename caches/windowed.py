@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field, model_validator
-from typing_extensions import Self
+from pydantic import Field
 
 from dllm_sampling import (
     CachePolicy,
@@ -41,12 +40,6 @@ class Windowed(CachePolicy):
     blocks: bool = Field(True, description="Refresh at the start of a block.")
     interval: int | None = Field(None, ge=1, description="Refresh after so many forwards.")
     commits: int | None = Field(None, ge=1, description="Refresh after so many commits.")
-
-    @model_validator(mode="after")
-    def _has_an_effect(self) -> Self:
-        for field in ("left", "right", "delay", "prompt", "warmup", "blocks", "commits"):
-            self.refuse_without_effect(field, self.interval == 1, "with interval=1, which always refreshes")
-        return self
 
     def begin(self, state: DecodingState, facts: ModelFacts) -> None:
         state.memory(self)["commits"] = torch.zeros_like(state.row_steps)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
-from typing_extensions import Self
 
 from dllm_sampling import DecodingState, Observation, UnmaskingPolicy
 
@@ -27,12 +26,6 @@ class DynamicThreshold(UnmaskingPolicy):
     alpha: float = Field(0.3, ge=0, lt=1, description="How far it falls in all, as a share.")
     window: int = Field(96, ge=0, description="Targets behind the region that count as seen.")
     tail: int = Field(1, ge=0, description="Last targets of the canvas that count as seen.")
-
-    @model_validator(mode="after")
-    def _has_an_effect(self) -> Self:
-        for field in ("window", "tail"):
-            self.refuse_without_effect(field, self.alpha == 0, "with alpha=0")
-        return self
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
         share = self._open_share(state, observation)

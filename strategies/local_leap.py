@@ -30,7 +30,6 @@ class LocalLeap(UnmaskingPolicy):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         self.refuse_above("relaxed", "threshold")
-        self.refuse_without_effect("relaxed", self.radius == 0, "with radius=0")
         return self
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:

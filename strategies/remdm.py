@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field, model_validator
-from typing_extensions import Self
+from pydantic import Field
 
 from dllm_sampling import Decision, DecodingState, Observation, UnmaskingPolicy, top_k
 
@@ -26,12 +25,6 @@ class ReMDM(UnmaskingPolicy):
     number: int = Field(1, ge=1, description="Positions masked and committed again in each step of the loop.")
     start: float = Field(0.875, gt=0, lt=1, description="Share of the block at which the loop begins.")
     loops: int | None = Field(None, ge=0, description="Steps of the loop; none takes the block's length.")
-
-    @model_validator(mode="after")
-    def _has_an_effect(self) -> Self:
-        for field in ("number", "start"):
-            self.refuse_without_effect(field, self.loops == 0, "with loops=0")
-        return self
 
     def idle_steps(self, targets: int) -> int:
         return targets if self.loops is None else targets * self.loops

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
-from typing_extensions import Self
 
 from dllm_sampling import DecodingState, LogitsTransform, Observation, realigned
 
@@ -25,12 +24,6 @@ class Credit(LogitsTransform):
     alpha: float = Field(0.7, ge=0, description="Weight of the credit in the logits.")
     beta: float = Field(0.8, ge=0, le=1, description="What is left of a credit after a forward.")
     gamma: float = Field(0.2, ge=0, description="Power of the confidence that is earned.")
-
-    @model_validator(mode="after")
-    def _has_an_effect(self) -> Self:
-        for field in ("beta", "gamma"):
-            self.refuse_without_effect(field, self.alpha == 0, "with alpha=0")
-        return self
 
     def transform(self, state: DecodingState, observation: Observation) -> Tensor:
         memory, logits = state.memory(self), observation.logits
