@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import yaml
 
 from dllm_sampling.errors import ConfigurationError, in_one_line, shown
+from dllm_sampling.text_files import decoded
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -71,9 +72,9 @@ def _text(path: Path) -> str:
             raise _Refused("is a folder, not a file." if path.is_dir() else "is no regular file.")
         if found.st_size > MOST_BYTES:
             raise _Refused(f"has {found.st_size} bytes; settings have at most {MOST_BYTES}.")
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _Refused(f"is not UTF-8 at byte {error.start}: save it as UTF-8.") from None
+        return decoded(path.read_bytes(), in_one_line(str(path), 300), ConfigurationError)
+    except ConfigurationError:
+        raise
     except OSError as error:
         raise _Refused(f"{error.strerror or error}.") from None
     except ValueError as error:  # a path that no file can have

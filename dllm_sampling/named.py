@@ -64,7 +64,7 @@ def _refuse_lookalikes(annotation: Any, value: Any) -> None:
     fine = given in wanted or (given is int and float in wanted)
     if fine or given not in {bool, int, float, str, bytes} or wanted == {str}:
         return
-    what = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    what = {int: "a valid integer", float: "a valid number", bool: "a valid boolean", str: "a valid string"}
     named = [what[kind] for kind in (float, int, str, bool) if kind in wanted]
     raise PydanticCustomError("lookalike", "Input should be {wanted}", {"wanted": " or ".join(named)})
 

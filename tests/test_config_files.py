@@ -5,6 +5,7 @@ A larger run, of 1,000 mutated files and as many overrides or any other number: 
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -79,7 +80,7 @@ UNREADABLE = {
     "infinite.json": ('{"seed": 1e999}', "must be finite, not inf in seed"),
     "nan.json": ('{"seed": NaN}', "NaN is no number of JSON"),
     "long.json": ('{"seed": ' + "9" * 5000 + "}", "not readable as JSON"),
-    "nul.yaml": ("seed: \0", "not readable as YAML"),
+    "nul.yaml": ("seed: \0", "line 1: holds a NUL character"),
     "two.yaml": ("a: 1\n---\nb: 1", "line 2, column 1: but found another document"),
     "text.yaml": ("hello", "holds str, not a mapping"),
     "wide.ini": ("", "unknown ending '.ini'"),
@@ -95,7 +96,7 @@ def test_files_that_hold_no_settings(tmp_path, name):
         RunConfig.read(tmp_path / name)
     assert time.process_time() - started < 5
     told = str(raised.value)
-    assert told.startswith(f"{tmp_path / name}: ")
+    assert told.startswith(str(tmp_path / name))
     assert message in told
     assert len(told) < 600
     assert told.isprintable()
@@ -113,8 +114,8 @@ def test_what_is_no_file_of_text(tmp_path):
         ("zero.yaml", "is no regular file"),
         ("loop.toml", "Too many levels of symbolic links"),
         ("pipe.json", "is no regular file"),
-        ("utf16.yaml", "is not UTF-8 at byte 0: save it as UTF-8"),
-        ("latin.yaml", "is not UTF-8 at byte 3"),
+        ("utf16.yaml", "is written in UTF-16; save it as UTF-8"),
+        ("latin.yaml", "line 1: byte 0xe9 is no UTF-8"),
         ("nowhere.yaml", "No such file"),
         ("a\0b.yaml", "null byte"),
         ("x" * 5000 + ".yaml", "File name too long"),
@@ -184,7 +185,7 @@ def test_an_integer_is_fine_where_a_float_is_asked_for_and_not_the_reverse():
         RunConfig.of({"sampler": {"unmasking": {"name": "factor", "factor": 2}}}).sampler.unmasking.factor
         == 2.0
     )
-    with pytest.raises(ConfigurationError, match=r"gen_length: Input should be a whole number \(got 8.0\)"):
+    with pytest.raises(ConfigurationError, match=r"gen_length: Input should be a valid integer \(got 8.0\)"):
         RunConfig.of({"gen_length": 8.0})
 
 
@@ -198,8 +199,8 @@ CONTRADICTIONS = [
     ("unmasking", {"name": "early_commit", "policy": "factor", "gaps": [1, 2, 3]}, r"gaps=\(1.0, 2.0, 3.0\) must not"),
     ("unmasking", {"name": "fixed_k", "k": 2, "steps": 3}, "k or steps, not both"),
     ("schedule", {"name": "sliding", "longest": 8}, "longest=8 is less than block_length=32"),
-    ("sampling", {"top_p": 0.9}, "top_p=0.9 has no effect at temperature=0"),
-    ("sampling", {"top_k": 9}, "top_k=9 has no effect at temperature=0"),
+    ("sampling", {"top_p": 0.9}, "top_p=0.9 has no effect at temperature 0"),
+    ("sampling", {"top_k": 9}, "top_k=9 has no effect at temperature 0"),
 ]  # fmt: skip
 
 
@@ -351,9 +352,9 @@ def mutated_data(rng, data):
         if keys and rng.random() < 0.2:
             del here[rng.choice(keys)]
         elif isinstance(here, dict):
-            here[rng.choice(keys + KEYS if keys else KEYS)] = rng.choice(VALUES)
+            here[rng.choice(keys + KEYS if keys else KEYS)] = copy.deepcopy(rng.choice(VALUES))
         elif keys:
-            here[rng.choice(keys)] = rng.choice(VALUES)
+            here[rng.choice(keys)] = copy.deepcopy(rng.choice(VALUES))
     return data
 
 
@@ -381,6 +382,11 @@ def mutated_file(rng, folder):
 
 
 def mutated_override(rng):
+    if rng.random() < 0.3:
+        path = rng.choice(
+            ["gen_length", "seed", "sampling.temperature", "schedule.block_length", "unmasking.threshold"]
+        )
+        return f"{path}={rng.choice([1, 8, 0.5, 1.0, True, 'x'])}"
     path = ".".join(str(rng.choice([*KEYS, "schedule", "block_length"])) for _ in range(rng.randint(1, 4)))
     value = rng.choice(
         [str(rng.choice(VALUES)), json.dumps(rng.choice(VALUES[:15])), "".join(rng.choices(PIECES, k=3))]
