@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import copy
-import json
-import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
+from pydantic.errors import PydanticUserError
 
 from dllm_sampling.backbones import Backbone, load_model
 from dllm_sampling.backbones.execution import Compile
-from dllm_sampling.errors import ConfigurationError, unknown_name
+from dllm_sampling.config_files import DEEPEST, read_mapping, read_value
+from dllm_sampling.errors import ConfigurationError, PluginWarning, in_one_line, shown, told
+from dllm_sampling.named import LARGEST_INT, Settings
 from dllm_sampling.plugins import registry
 from dllm_sampling.policies import KINDS, POLICY_MARK
-from dllm_sampling.settings import SamplerSettings, validated
+from dllm_sampling.settings import SamplerSettings, unknown_setting, validated
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+# What a study has and a run has not.
+_STUDY = {"samplers", "tasks", "baseline"}
 
 
-class ModelSettings(BaseModel):
+class ModelSettings(Settings):
     """Which checkpoint, and how it is loaded."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str | None = Field(None, description="A folder or a hub id; none for the bundled model.")
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
@@ -62,15 +59,13 @@ class ModelSettings(BaseModel):
         return load_model(**self.model_dump())
 
 
-class RunConfig(BaseModel):
+class RunConfig(Settings):
     """Everything that decides what a run writes, but the prompts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: ModelSettings = Field(default=ModelSettings(), description="The checkpoint.")
     sampler: SamplerSettings = Field(default_factory=SamplerSettings, description="The policies.")
     gen_length: int = Field(256, ge=1, description="Targets behind each prompt.")
-    seed: int = Field(0, description="Of the noise and of random policies.")
+    seed: int = Field(0, ge=-LARGEST_INT - 1, description="Of the noise and of random policies.")
     chat_template: bool = Field(True, description="Whether prompts become chat messages.")
 
     @classmethod
@@ -79,103 +74,112 @@ class RunConfig(BaseModel):
 
         An override may leave `sampler.` out. A policy given by name alone takes overrides too.
         """
-        data = copy.deepcopy(dict(settings or {}))
+        if settings is not None and not isinstance(settings, Mapping):
+            raise ConfigurationError(f"a run is a mapping of settings, not {shown(settings)}.")
+        try:
+            data = copy.deepcopy(dict(settings or {}))
+        except RecursionError:
+            raise ConfigurationError("the settings of a run are nested too deeply.") from None
+        if _STUDY & data.keys():
+            raise ConfigurationError("this is a study, not a run: `dllm-sampling compare` runs it.")
         for override in overrides:
             _override(data, override)
         return validated(cls, data)
 
     @classmethod
     def read(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> RunConfig:
-        """A run from a .yaml, .toml or .json file."""
-        return cls.of(read_mapping(path), overrides=overrides)
+        """A run from a .yaml, .toml or .json file; an error of the file's own names it."""
+        data = read_mapping(path)
+        try:
+            return cls.of(data, overrides=overrides)
+        except ConfigurationError as error:
+            if overrides and str(error) != cls._trouble(data):
+                raise  # the file is not to blame
+            raise ConfigurationError(f"{in_one_line(str(path), 300)}: {error}") from None
+
+    @classmethod
+    def _trouble(cls, data: Mapping[str, Any]) -> str | None:
+        try:
+            cls.of(data)
+        except ConfigurationError as error:
+            return str(error)
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting, defaults included; `of` takes it back."""
         return self.model_dump(mode="json")
 
 
-def read_mapping(path: str | Path) -> dict[str, Any]:
-    """A mapping from a YAML, TOML or JSON file, by its ending."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror or error}.") from None
-    readers = {".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".toml": tomllib.loads, ".json": json.loads}
-    if path.suffix not in readers:
-        raise ConfigurationError(f"{path}: unknown ending {path.suffix!r}; known: {', '.join(readers)}.")
-    try:
-        data = readers[path.suffix](text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigurationError(f"{path}: not readable as {path.suffix[1:].upper()}: {error}") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise ConfigurationError(f"{path}: holds {type(data).__name__}, not a mapping of settings.")
-    return data
-
-
 def _override(data: dict[str, Any], override: str) -> None:
     """Apply `path.to.key=value` in place; the value is read as YAML."""
     path, equals, text = override.partition("=")
-    if not equals or not all(path.strip().split(".")):
-        raise ConfigurationError(f"an override is written key=value, got {override!r}.")
+    if not equals or not all(part.strip() for part in path.split(".")):
+        raise ConfigurationError(f"an override is written key=value, got {shown(override)}.")
+    if not text.strip():
+        raise ConfigurationError(f"override {shown(override)} has no value; write null for none.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"override {override!r}: {error}") from None
+        value = read_value(text)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"override {shown(override)}: {error}") from None
     set_setting(data, path.strip(), value)
 
 
 def set_setting(data: dict[str, Any], path: str, value: Any) -> None:
-    """Set `path.to.key` of a run given as plain data, in place; the path may leave `sampler.` out."""
+    """Set `path.to.key` of a run given as plain data, in place; the path may leave `sampler.` out.
+
+    Raises ConfigurationError for a path that leads nowhere.
+    """
     keys = path.split(".")
+    if len(keys) > DEEPEST:
+        raise ConfigurationError(f"{shown(path)} has {len(keys)} parts; at most {DEEPEST} are read.")
     if keys[0] in SamplerSettings.model_fields:
         keys.insert(0, "sampler")
     elif keys[0] not in RunConfig.model_fields:
         known = [*RunConfig.model_fields, *SamplerSettings.model_fields]
-        raise ConfigurationError(unknown_name("setting", keys[0], known))
+        raise ConfigurationError(unknown_setting(RunConfig, data, keys[0], "", known, short=True))
     here: Any = data
-    for depth, key in enumerate(keys[:-1]):
-        here = _descend(here, keys[: depth + 1], key)
+    for depth in range(1, len(keys)):
+        here = _descend(here, keys[:depth])
     if isinstance(here, list):
         here[_place(here, keys)] = value
     else:
         here[keys[-1]] = value
 
 
-def _descend(here: Any, keys: list[str], key: str) -> Any:
-    if isinstance(here, list):
-        place = _place(here, keys)
-        if isinstance(here[place], str):
-            here[place] = {"name": here[place]}
-        return here[place]
-    found = here.get(key)
+def _descend(here: Any, keys: list[str]) -> Any:
+    """What stands at `keys`, whose parent is `here`, as something that has settings of its own."""
+    place: Any = _place(here, keys) if isinstance(here, list) else keys[-1]
+    found = here[place] if isinstance(here, list) else here.get(place)
     if found is None:
-        default = _default(keys)
-        found = {} if default is None else {"name": default}
-    elif isinstance(found, str):
+        found = _default(keys)
+    if isinstance(found, str):
         found = {"name": found}
+    elif isinstance(found, BaseModel):
+        found = found.model_dump()
+    elif isinstance(found, tuple):
+        found = list(found)
     if not isinstance(found, (dict, list)):
-        raise ConfigurationError(f"{'.'.join(keys)} is {found!r}, which has no settings of its own.")
-    here[key] = found
+        raise ConfigurationError(f"{'.'.join(keys)} is {shown(found)}, which has no settings of its own.")
+    here[place] = found
     return found
 
 
-def _default(keys: list[str]) -> str | None:
-    """The name of the policy that a slot has by default, so that its parameters can be overridden."""
-    if len(keys) == 2 and keys[0] == "sampler":
-        default = (
-            SamplerSettings.model_fields[keys[1]].default if keys[1] in SamplerSettings.model_fields else None
-        )
-        return default if isinstance(default, str) else None
-    return None
+def _default(keys: list[str]) -> Any:
+    """What a slot has by default, so that its parameters can be overridden."""
+    if len(keys) == 2 and keys[0] == "sampler" and keys[1] in SamplerSettings.model_fields:
+        default = SamplerSettings.model_fields[keys[1]].default
+        if isinstance(default, (str, tuple)):
+            return default
+    return {}
 
 
 def _place(here: list[Any], keys: list[str]) -> int:
-    if not keys[-1].isdigit() or int(keys[-1]) >= len(here):
-        raise ConfigurationError(f"{'.'.join(keys)}: the list has {len(here)} entries, counted from 0.")
-    return int(keys[-1])
+    key = keys[-1]
+    if not (key.isascii() and key.isdecimal()) or len(key) > 9 or int(key) >= len(here):
+        raise ConfigurationError(
+            f"{shown('.'.join(keys))}: the list has {len(here)} entries, counted from 0."
+        )
+    return int(key)
 
 
 def json_schema() -> dict[str, Any]:
@@ -186,7 +190,15 @@ def json_schema() -> dict[str, Any]:
         classes = registry().classes(kind.kind)
         options: list[dict[str, Any]] = [{"enum": list(classes)}] if classes else []
         for name, cls in classes.items():
-            own = cls.model_json_schema()
+            try:
+                own = cls.model_json_schema()
+            except PydanticUserError as error:  # a type that JSON does not have
+                warnings.warn(
+                    f"the parameters of {name} are not in the schema: {told(error)}",
+                    PluginWarning,
+                    stacklevel=2,
+                )
+                own = {"properties": {field: {} for field in cls.model_fields}, "additionalProperties": False}
             definitions.update(own.pop("$defs", {}))
             own["properties"] = {"name": {"const": name}, **own.get("properties", {})}
             own["required"] = ["name", *own.get("required", [])]

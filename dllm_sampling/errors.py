@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -41,6 +42,73 @@ class PluginWarning(UserWarning):
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     """A message for a misspelt name: what was given, the nearest match, and the choices."""
     choices = sorted(known)
-    close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"unknown {kind} {name!r}.{hint} Available: {', '.join(choices) or 'none'}."
+    close = nearest(name, choices)
+    hint = f" Did you mean {close!r}?" if close else ""
+    return f"unknown {kind} {shown(name)}.{hint} Available: {', '.join(choices) or 'none'}."
+
+
+def nearest(name: object, choices: Iterable[str]) -> str | None:
+    """The choice that `name` was most likely meant to be, or None where none is near."""
+    given = name[:100] if isinstance(name, str) else shown(name)
+    close = difflib.get_close_matches(given, sorted(choices), n=1, cutoff=0.5)
+    return close[0] if close else None
+
+
+def no_attribute(owner: object, name: str) -> AttributeError:
+    """What a class that plugins read raises for an unknown name: the nearest public one beside it."""
+    if name.startswith("_"):
+        return AttributeError(f"{type(owner).__name__!r} object has no attribute {name!r}")
+    known = [known for known in {*dir(type(owner)), *vars(owner)} if not known.startswith("_")]
+    if name in known:  # a property of that name has failed: its own error is the one to show
+        try:
+            object.__getattribute__(owner, name)
+        except AttributeError as error:
+            return error
+    close = nearest(name, known)
+    hint = f" Did you mean {close!r}?" if close else f" It has {', '.join(sorted(known))}."
+    return AttributeError(f"{type(owner).__name__} has no {name!r}.{hint}")
+
+
+class _Short(reprlib.Repr):
+    """Looks at the first few entries alone, so that even an endless value is shown at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 5
+        self.maxstring = self.maxother = 100
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write very long integers out.
+        return repr(x) if x.bit_length() < 256 else f"<an integer of {x.bit_length()} bits>"
+
+    def repr_instance(self, x: object, level: int) -> str:
+        try:
+            return super().repr_instance(x, level)
+        except Exception:  # noqa: BLE001 - whatever its repr raises
+            return f"<{type(x).__name__}>"
+
+
+def shown(value: object, limit: int = 120) -> str:
+    """A value as a message shows it: in one line of at most `limit` characters."""
+    return _cut(_Short().repr(value), limit)
+
+
+def in_one_line(text: str, limit: int = 500) -> str:
+    """A text in one line of at most `limit` characters, control characters written out."""
+    words = " ".join(text[: 4 * limit].split())
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in words)
+    return _cut(plain, limit)
+
+
+def told(error: BaseException) -> str:
+    """An error's type and message in one line, whatever its message holds or does."""
+    try:
+        message = in_one_line(str(error))
+    except Exception:  # noqa: BLE001 - whatever its message raises
+        message = "its message cannot be read"
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 import torch
 
 from dllm_sampling import messages, prompts
-from dllm_sampling.config import RunConfig, read_mapping, set_setting
+from dllm_sampling.config import RunConfig, set_setting
+from dllm_sampling.config_files import read_mapping
 from dllm_sampling.engine import Sampler
 from dllm_sampling.errors import ConfigurationError, StudyError
 from dllm_sampling.tasks import generation_settings

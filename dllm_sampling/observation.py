@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
 from dllm_sampling import confidence, noise
+from dllm_sampling.errors import no_attribute
+from dllm_sampling.named import Settings
 
 if TYPE_CHECKING:
     from dllm_sampling.state import DecodingState, Region
 
 
-class Sampling(BaseModel):
+class Sampling(Settings):
     """How candidates are drawn, and which probability counts as their confidence."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    temperature: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="0 takes the most likely token; above 0 samples."
-    )
+    temperature: float = Field(0.0, ge=0, description="0 takes the most likely token; above 0 samples.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the smallest set this probable.")
     top_k: int | None = Field(None, ge=1, description="Sample from the k most likely tokens.")
     confidence: Literal["plain", "filtered"] = Field(
@@ -138,6 +136,9 @@ class Observation:
     def entropy(self) -> Tensor:
         """Entropy of the prediction in nats, `[batch, region]`."""
         return confidence.entropy(self._scored)
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_attribute(self, name)
 
     def log_prob(self, tokens: Tensor) -> Tensor:
         """log probability of any `tokens [batch, region]`, such as those committed before."""

@@ -5,7 +5,8 @@ use the same entry points as everybody. Three environment variables matter:
 
 - `DLLM_SAMPLING_PLUGINS`: `all` (default), `none`, or plugin names separated by commas. Names select:
   only those are loaded, built-ins included. Names behind a minus sign are left out of all.
-- `DLLM_SAMPLING_PLUGINS_DIR`: a folder of one-file plugins.
+- `DLLM_SAMPLING_PLUGINS_DIR`: a folder of one-file plugins; files that start with an underscore are none,
+  and the plugins beside them can import them.
 - `DLLM_SAMPLING_STRICT_PLUGINS=1`: a broken plugin is an error instead of a warning.
 """
 
@@ -13,22 +14,27 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import importlib.util
 import inspect
 import os
-import sys
-import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 import pluggy
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from dllm_sampling.errors import ConfigurationError, PluginError, PluginWarning, unknown_name
+from dllm_sampling import plugin_files
+from dllm_sampling.errors import (
+    ConfigurationError,
+    DllmSamplingError,
+    PluginError,
+    PluginWarning,
+    in_one_line,
+    shown,
+    told,
+    unknown_name,
+)
 from dllm_sampling.hookspecs import HOOK_VERSION, PROJECT, DiscoverySpec, hook_names
 from dllm_sampling.named import Named
 from dllm_sampling.policies import KINDS
@@ -38,6 +44,7 @@ GROUP = PROJECT
 SELECT = "DLLM_SAMPLING_PLUGINS"
 FOLDER = "DLLM_SAMPLING_PLUGINS_DIR"
 STRICT = "DLLM_SAMPLING_STRICT_PLUGINS"
+LONGEST_NAME = 100
 
 # What each hook registers: the name under which the registry keeps it.
 HOOK_KINDS = {
@@ -132,17 +139,19 @@ class Registry:
         if isinstance(value, base):
             return value
         if isinstance(value, Named):
-            raise ConfigurationError(f"{type(value).__name__} is a {KIND_TITLES[value.kind]}, not a {title}.")
+            raise ConfigurationError(
+                f"{type(value).__name__} is {_a(KIND_TITLES[value.kind])}, not {_a(title)}."
+            )
         if isinstance(value, str):
             value = {"name": value}
         if not isinstance(value, dict):
             raise ConfigurationError(
-                f"a {title} is a name, a mapping with a name, or an instance, not {value!r}."
+                f"{_a(title)} is a name, a mapping with a name, or an instance, not {shown(value)}."
             )
         settings = dict(value)
         name = settings.pop("name", None)
         if not isinstance(name, str):
-            raise ConfigurationError(f"a {title} needs a name: got {value!r}.")
+            raise ConfigurationError(f"{_a(title)} needs a name: got {shown(value)}.")
         cls: type[N] = self.get(base.kind, name)
         unknown = [key for key in settings if key not in cls.model_fields]
         if unknown:
@@ -152,27 +161,35 @@ class Registry:
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
-            raise ConfigurationError(f"{title} {name!r}: {describe(error)}") from None
+            raise ConfigurationError(f"{title} {name!r}: {describe(error, cls)}") from None
+        except (DllmSamplingError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            info = self._owners[base.kind, name]
+            raise PluginError(
+                f"{title} {name!r} of plugin {info.name} ({info.source}) cannot be built: {told(error)}"
+            ) from error
 
     def add(self, info: PluginInfo, module: object) -> None:
         """Register what a plugin offers, all or nothing."""
         _check(module)
-        self._manager.register(module, name=info.name)
+        offered: list[tuple[str, str, type[Any]]] = []
         try:
-            offered: list[tuple[str, str, type[Any]]] = []
+            self._manager.register(module, name=info.name)
             for hook, kind in HOOK_KINDS.items():
                 function = getattr(module, hook, None)
                 if function is None:
                     continue
                 classes = function()
                 if not isinstance(classes, Iterable):
-                    raise PluginError(f"{hook} returned {classes!r}, not a list of classes.")
+                    raise PluginError(f"{hook} returned {shown(classes)}, not a list of classes.")
                 for cls in classes:
                     self._check_class(kind, hook, cls)
                     self._check_owner(info, kind, cls, offered)
                     offered.append((kind, cls.name, cls))
         except BaseException:
-            self._manager.unregister(module)
+            if self._manager.has_plugin(info.name):
+                self._manager.unregister(name=info.name)
             raise
         for kind, name, cls in offered:
             self._classes[kind][name] = cls
@@ -182,14 +199,22 @@ class Registry:
     def _check_class(self, kind: str, hook: str, cls: object) -> None:
         base = _BASES.get(kind)
         if not inspect.isclass(cls):
-            raise PluginError(f"{hook} returned {cls!r}, which is not a class.")
+            raise PluginError(f"{hook} returned {shown(cls)}, which is not a class.")
         if base is not None and not issubclass(cls, base):
             raise PluginError(f"{hook} returned {cls.__name__}, which is not a {base.__name__}.")
         if inspect.isabstract(cls):
             missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
             raise PluginError(f"{cls.__name__} does not define {missing}.")
-        if not isinstance(getattr(cls, "name", None), str):
+        name = getattr(cls, "name", None)
+        if name is None:
             raise PluginError(f"{cls.__name__} has no name.")
+        if type(name) is not str:
+            raise PluginError(f"the name of {cls.__name__} is {_a(type(name).__name__)}, not text.")
+        if not name.strip() or name != name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
+            raise PluginError(
+                f"the name of {cls.__name__} is {shown(name)}; a name is printable text of at most "
+                f"{LONGEST_NAME} characters, without spaces at its ends."
+            )
 
     def _check_owner(
         self, info: PluginInfo, kind: str, cls: type[Any], offered: list[tuple[str, str, type[Any]]]
@@ -209,30 +234,92 @@ class _TwoOwners(PluginError):
     """Never skipped: which of the two a config means cannot be known."""
 
 
-def describe(error: ValidationError) -> str:
-    """A pydantic error as one line: parameter, value, and what is allowed."""
-    parts = []
-    for problem in error.errors(include_url=False):
-        where = ".".join(str(part) for part in problem["loc"])
+def describe(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """A pydantic error as one line: parameter, value, and what is allowed.
+
+    A missing parameter of `model` is told with its description.
+    """
+    parts: dict[tuple[Any, ...], list[str]] = {}
+    for problem in error.errors(include_url=False)[:20]:
+        loc, message, given = problem["loc"], problem["msg"], f" (got {shown(problem['input'])})"
+        if problem["type"] == "missing":
+            given = ""
+            if model is not None and len(loc) == 1 and loc[0] in model.model_fields:
+                about = model.model_fields[str(loc[0])].description
+                message = f"{message}: {about}" if about else message
         cause = problem.get("ctx", {}).get("error")
-        message = str(cause) if cause is not None else problem["msg"]
-        value = problem["input"]
-        given = f" (got {value!r})" if cause is None and problem["type"] != "missing" else ""
-        parts.append(f"{where}: {message}{given}" if where else f"{message}{given}")
-    return "; ".join(parts)
+        if cause is not None:
+            given, message = "", str(cause)
+        parts.setdefault((loc, given), []).append(message)
+    told_parts = [_part(loc, messages, given) for (loc, given), messages in _without_branches(parts).items()]
+    more = f"; and {len(told_parts) - 5} more" if len(told_parts) > 5 else ""
+    return "; ".join(told_parts[:5]) + more
+
+
+def _without_branches(parts: dict[tuple[Any, ...], list[str]]) -> dict[tuple[Any, ...], list[str]]:
+    """What several types of one field say of one value, put together under the field."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    beside = [(loc[:-1], given) for loc, given in parts if loc and given]
+    for (loc, given), messages in parts.items():
+        key = (loc[:-1], given) if loc and beside.count((loc[:-1], given)) > 1 else (loc, given)
+        found.setdefault(key, []).extend(messages)
+    return found
+
+
+def _part(loc: tuple[Any, ...], messages: list[str], given: str) -> str:
+    where = ".".join(in_one_line(str(part), 100) for part in loc)
+    first, *more = dict.fromkeys(messages)
+    message = " or ".join([first, *(text.removeprefix("Input should be ") for text in more)])
+    return f"{where}: {message}{given}" if where else f"{message}{given}"
+
+
+def _a(title: str) -> str:
+    """The title with its article."""
+    return f"{'an' if title[0] in 'aeiou' else 'a'} {title}"
 
 
 def _check(module: object) -> None:
     version = getattr(module, "HOOK_VERSION", HOOK_VERSION)
     if version != HOOK_VERSION:
-        raise PluginError(f"written for version {version!r} of the hooks; this is version {HOOK_VERSION}.")
+        raise PluginError(
+            f"written for version {shown(version)} of the hooks; this is version {HOOK_VERSION}."
+        )
     hooks = hook_names(DiscoverySpec)
     found = [name for name in dir(module) if name.startswith("register_")]
     for name in found:
-        if name not in hooks and inspect.isfunction(getattr(module, name)):
+        function = getattr(module, name)
+        if name not in hooks and inspect.isfunction(function) and _defined_in(module, function):
             raise PluginError(unknown_name("hook", name, hooks))
-    if not found:
+    if not any(name in hooks for name in found):
         raise PluginError("registers nothing: define at least one of " + ", ".join(sorted(hooks)))
+
+
+def _defined_in(module: object, function: object) -> bool:
+    """Whether a function is the module's own and not imported by it."""
+    name = getattr(module, "__name__", None)
+    return name is None or getattr(function, "__module__", name) == name
+
+
+def _check_name(info: PluginInfo, names: set[str]) -> None:
+    """Refuse a plugin that its name could not select, or that another one has."""
+    name = info.name
+    if name in names:
+        raise PluginError(f"another plugin is called {name!r} already; rename this one.")
+    if (
+        not name.strip()
+        or name != name.strip()
+        or not name.isprintable()
+        or "," in name
+        or name.startswith("-")
+    ):
+        raise PluginError(
+            f"{shown(name)} cannot be the name of a plugin, which is printable, without commas and spaces "
+            "at its ends, and does not start with a minus sign; rename it."
+        )
+    if name in {"all", "none"}:
+        raise PluginError(
+            f"{name!r} selects plugins in {SELECT}, so it cannot be the name of one; rename it."
+        )
 
 
 def _selected(names: str, known: set[str]) -> set[str]:
@@ -252,52 +339,40 @@ def _candidates(folder: str | None) -> Iterator[tuple[PluginInfo, Any]]:
         version = point.dist.version if point.dist else None
         source = f"{point.dist.name} {version}" if point.dist else point.value
         yield PluginInfo(point.name, source, version), point.load
-    if folder:
-        root = Path(folder)
-        if not root.is_dir():
-            raise ConfigurationError(f"the plugins folder {folder!r} does not exist.")
-        for path in sorted(root.glob("*.py")):
-            if not path.name.startswith("_"):
-                yield PluginInfo(path.stem, str(path)), functools.partial(_load_file, path)
-
-
-def _load_file(path: Path) -> ModuleType:
-    name = f"dllm_sampling_plugin_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+    for path in plugin_files.plugin_files(folder) if folder else ():
+        yield PluginInfo(path.stem, str(path)), functools.partial(plugin_files.load_file, path)
 
 
 def load(select: str, folder: str | None, strict: bool) -> Registry:
-    """Find and load plugins. A broken one is skipped with a warning, or raises where `strict`."""
+    """Find and load plugins. A broken one is skipped with a warning, or raises where `strict`.
+
+    Broken is whatever fails, exits or skips while it is loaded; KeyboardInterrupt alone is passed on.
+    """
     found = Registry()
     candidates = list(_candidates(folder))
     selected = _selected(select, {info.name for info, _ in candidates})
+    if folder:
+        plugin_files.forget(folder)
+    names: set[str] = set()
     for info, loader in candidates:
         found.plugins.append(info)
         if info.name not in selected:
             info.status = "disabled"
             continue
         try:
-            found.add(info, loader())
-        except _TwoOwners:
+            _check_name(info, names)
+            names.add(info.name)
+            with plugin_files.undisturbed():
+                found.add(info, loader())
+        except (_TwoOwners, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             info.status = "broken"
-            info.error = "".join(traceback.format_exception_only(error)).strip()
+            info.error = told(error)
+            where = f"plugin {in_one_line(info.name, 100)} ({in_one_line(info.source)})"
             if strict:
-                raise PluginError(f"plugin {info.name} ({info.source}): {info.error}") from error
-            warnings.warn(
-                f"plugin {info.name} ({info.source}) is skipped: {info.error}", PluginWarning, stacklevel=3
-            )
+                raise PluginError(f"{where}: {info.error}") from error
+            warnings.warn(f"{where} is skipped: {info.error}", PluginWarning, stacklevel=3)
     return found
 
 

@@ -51,6 +51,12 @@ class Policy(Named, ABC):
         if idle and value != type(self).model_fields[field].default:
             raise ConfigurationError(f"{field}={value!r} has no effect {why}.")
 
+    def refuse_above(self, field: str, limit: str) -> None:
+        """Raise ConfigurationError where one field is above another that it may only reach."""
+        low, high = getattr(self, field), getattr(self, limit)
+        if low > high:
+            raise ConfigurationError(f"{field}={low!r} must not be above {limit}={high!r}.")
+
     def detached(self) -> Self:
         """An equal tree in which no object stands twice, so that each slot of a run has its own."""
         update: dict[str, Any] = {}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dllm_sampling import noise
-from dllm_sampling.errors import DecodingError, DllmSamplingError, PluginError
+from dllm_sampling.errors import DecodingError, DllmSamplingError, PluginError, no_attribute
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -272,6 +272,9 @@ class DecodingState:
         self._troubles: list[tuple[Tensor, DllmSamplingError]] = []
         self._sent: dict[str, Tensor] = {}
         self._carried: dict[str, list[list[int]]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_attribute(self, name)
 
     # What policies read ------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from dllm_sampling.strategies.composites.parts import and_also
@@ -11,12 +11,17 @@ from torch import Tensor
 from typing_extensions import Self
 
 from dllm_sampling import (
+    ConfigurationError,
     Decision,
     DecodingState,
+    ModelFacts,
     NestedUnmaskingPolicy,
     Observation,
     UnmaskingPolicy,
 )
+
+Gap = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class EarlyCommit(UnmaskingPolicy):
@@ -36,8 +41,8 @@ class EarlyCommit(UnmaskingPolicy):
         None, ge=0, description="Where the answer starts, from the first target; none takes all targets."
     )
     answer_length: int = Field(5, ge=1, description="Positions of the answer, where its start is given.")
-    gaps: tuple[float, float, float] = Field((7.5, 5.0, 2.5), description="Thresholds, early to late.")
-    borders: tuple[float, float] = Field((0.33, 0.67), description="Progress at which the next one holds.")
+    gaps: tuple[Gap, Gap, Gap] = Field((7.5, 5.0, 2.5), description="Thresholds, early to late.")
+    borders: tuple[Share, Share] = Field((0.33, 0.67), description="Progress at which the next one holds.")
     steps: int | None = Field(
         None, ge=1, description="Steps that count as the whole; none takes the share of targets committed."
     )
@@ -45,7 +50,21 @@ class EarlyCommit(UnmaskingPolicy):
     @model_validator(mode="after")
     def _has_an_effect(self) -> Self:
         self.refuse_without_effect("answer_length", self.answer_start is None, "without answer_start")
+        if list(self.borders) != sorted(self.borders):
+            raise ConfigurationError(f"borders={self.borders} must not fall: the second is the later one.")
+        if list(self.gaps) != sorted(self.gaps, reverse=True):
+            raise ConfigurationError(f"gaps={self.gaps} must not rise as a row progresses.")
         return self
+
+    def begin(self, state: DecodingState, facts: ModelFacts) -> None:
+        if self.answer_start is None:
+            return
+        targets, end = min(state.row_ends) - state.first_target, self.answer_start + self.answer_length
+        if end > targets:
+            raise ConfigurationError(
+                f"answer_start={self.answer_start} and answer_length={self.answer_length} end at {end}, "
+                f"beyond the {targets} positions from the first target to the last."
+            )
 
     def idle_steps(self, targets: int) -> int:
         return self.policy.idle_steps(targets)

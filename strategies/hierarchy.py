@@ -6,8 +6,9 @@ import math
 from typing import ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from dllm_sampling import DecodingState, Observation, UnmaskingPolicy, log_of, or_the_best
 
@@ -26,6 +27,11 @@ class Hierarchy(UnmaskingPolicy):
     name: ClassVar[str] = "hierarchy"
     threshold: float = Field(0.9, gt=0, le=1, description="Above it every position is committed.")
     low: float = Field(0.4, ge=0, le=1, description="Above it the best of a run is committed.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        self.refuse_above("low", "threshold")
+        return self
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
         eligible, score = observation.eligible, observation.log_confidence

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from dllm_sampling import DecodingState, Observation, UnmaskingPolicy
 
@@ -25,6 +26,11 @@ class LocalLeap(UnmaskingPolicy):
     threshold: float = Field(0.9, gt=0, le=1, description="Least confidence of an anchor.")
     relaxed: float = Field(0.75, gt=0, le=1, description="Least confidence near an anchor.")
     radius: int = Field(4, ge=0, description="Positions on each side that are near.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        self.refuse_above("relaxed", "threshold")
+        return self
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
         score, positions = observation.log_confidence, observation.positions

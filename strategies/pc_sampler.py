@@ -25,7 +25,7 @@ class PCSampler(Budgeted):
     """
 
     name: ClassVar[str] = "pc_sampler"
-    frequencies: Path = Field(description='A JSON table: {"num_token": n, "p_baseline_dict": {id: count}}.')
+    frequencies: Path = Field(description="The table of token counts that `dllm-sampling frequencies` makes.")
     decay: float = Field(0.25, ge=0, description="How fast positions lose weight; lambda in the paper.")
     alpha: float = Field(10.0, gt=0, description="Largest calibrated score.")
 
@@ -59,14 +59,25 @@ class PCSampler(Budgeted):
 
 
 def read_frequencies(path: Path) -> tuple[int, dict[int, int]]:
-    """Tokens counted in all, and how often each was."""
+    """Tokens counted in all, and how often each was.
+
+    The file is JSON: {"num_token": n, "p_baseline_dict": {id: count}}.
+    """
+    shown = f"frequencies={str(path)!r}"
+    makes = "`dllm-sampling frequencies` makes one"
     try:
+        if path.exists() and not path.is_file():
+            raise ConfigurationError(f"{shown} is no file; {makes}.")
         table = json.loads(path.read_text(encoding="utf-8"))
-        return int(table["num_token"]), {int(k): int(v) for k, v in table["p_baseline_dict"].items()}
+        total, counts = int(table["num_token"]), {int(k): int(v) for k, v in table["p_baseline_dict"].items()}
     except OSError as error:
-        raise ConfigurationError(f"frequencies={str(path)!r}: {error.strerror or error}.") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigurationError(f"{shown}: {error.strerror or error}; {makes}.") from None
+    except ConfigurationError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise ConfigurationError(f"{shown} is no table of token counts; {makes}.") from None
+    if total < 1 or not all(0 <= count <= total for count in counts.values()):
         raise ConfigurationError(
-            f"frequencies={str(path)!r} is no table of token counts: make one with "
-            "`dllm-sampling frequencies`."
-        ) from None
+            f"{shown} counts {total} tokens in all, which its entries do not fit; {makes}."
+        )
+    return total, counts

@@ -46,6 +46,7 @@ class SchED(UnmaskingPolicy):
     @model_validator(mode="after")
     def _has_an_effect(self) -> Self:
         self.refuse_without_effect("k", self.schedule != "exponential", f"on schedule={self.schedule!r}")
+        self.refuse_above("low", "high")
         return self
 
     def idle_steps(self, targets: int) -> int:

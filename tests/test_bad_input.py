@@ -104,7 +104,7 @@ def test_unknown_settings_of_a_sampler_and_a_run():
 def test_an_instance_of_another_kind():
     from dllm_sampling.caches import DualCache
 
-    with pytest.raises(ConfigurationError, match="DualCache is a cache policy, not a unmasking policy"):
+    with pytest.raises(ConfigurationError, match="DualCache is a cache policy, not an unmasking policy"):
         Sampler(tiny(), unmasking=DualCache())
 
 

@@ -129,6 +129,7 @@ def test_entropy_threshold_is_its_formula(data, threshold):
 @given(observations(), st.floats(0.3, 1.0), st.floats(0.1, 1.0), st.integers(0, 5))
 def test_local_leap_is_its_formula(data, threshold, relaxed, radius):
     values, masked = data
+    relaxed = min(relaxed, threshold)
     policy = LocalLeap(threshold=threshold, relaxed=relaxed, radius=radius)
     chosen, c, _ = picked(policy, values, masked)
     for row, open_ in rows(values, masked):
@@ -149,6 +150,7 @@ def test_local_leap_with_one_threshold_is_the_threshold(data, threshold):
 @given(observations(), st.floats(0.3, 1.0), st.floats(0.0, 0.6))
 def test_hierarchy_is_its_formula(data, threshold, low):
     values, masked = data
+    low = min(low, threshold)
     chosen, c, _ = picked(Hierarchy(threshold=threshold, low=low), values, masked)
     for row, open_ in rows(values, masked):
         scores = [float(c[row, i]) for i in open_]

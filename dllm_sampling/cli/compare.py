@@ -21,7 +21,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from dllm_sampling.cli.terminal import shown
-from dllm_sampling.config import read_mapping
+from dllm_sampling.config_files import read_mapping
 from dllm_sampling.errors import ConfigurationError, unknown_name
 from dllm_sampling.study import Executor, LocalExecutor, Progress, RayExecutor, Results, Study, StudyConfig
 from dllm_sampling.study import report as reports

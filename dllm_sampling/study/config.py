@@ -12,11 +12,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from dllm_sampling import run_hooks
-from dllm_sampling.config import ModelSettings, RunConfig, read_mapping, set_setting
+from dllm_sampling.config import ModelSettings, RunConfig, set_setting
+from dllm_sampling.config_files import read_mapping
 from dllm_sampling.errors import ConfigurationError, PluginError, unknown_name
+from dllm_sampling.named import Settings
 from dllm_sampling.plugins import registry
 from dllm_sampling.policies import Nested
 from dllm_sampling.settings import SamplerSettings, refuse_unknown, validated
@@ -32,8 +34,8 @@ MOST_SAMPLERS = 10_000
 Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class _Entry(Settings):
+    """One part of a study file."""
 
 
 class ModelEntry(_Entry):
