@@ -15,12 +15,11 @@ from types import FrameType
 from typing import NoReturn, TextIO
 
 from rich.cells import cell_len
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from dllm_sampling.cli.terminal import shown
+from dllm_sampling.cli.terminal import Screen, shown
 from dllm_sampling.config import read_mapping
 from dllm_sampling.errors import ConfigurationError, unknown_name
 from dllm_sampling.study import Executor, LocalExecutor, Progress, RayExecutor, Results, Study, StudyConfig
@@ -32,7 +31,7 @@ from dllm_sampling.study.metrics import METRICS, NO_DIFFERENCE, Row
 from dllm_sampling.study.text import shortened, unbroken
 from dllm_sampling.study.work import CellFailure
 
-_err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+_err = Screen(stderr=True)
 _METRICS = {metric.name: metric for metric in METRICS}
 
 
