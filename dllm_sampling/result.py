@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
+# A policy with a larger share of forced commits hardly ever chose what was written.
+MOST_FORCED = 0.5
+
 
 @dataclass
 class GenerationResult(ModelOutput):
@@ -58,6 +61,16 @@ class GenerationResult(ModelOutput):
     def forced(self) -> int:
         """Commits that the engine made because the policy made none."""
         return int(self.row_forced.sum())
+
+    @property
+    def commits(self) -> int:
+        """Positions committed, counted again where they were masked again and committed anew."""
+        return int((self.forward_of_position >= 0).sum()) + self.remasks
+
+    @property
+    def forced_share(self) -> float:
+        """Forced commits over all commits; 0 where there were none."""
+        return self.forced / max(self.commits, 1)
 
     @property
     def remasks(self) -> int:

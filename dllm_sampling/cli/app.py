@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
+import io
 import logging
 import os
 import sys
@@ -13,8 +14,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from dllm_sampling import __version__
-from dllm_sampling.cli.terminal import Screen, guard
-from dllm_sampling.errors import DllmSamplingError
+from dllm_sampling.cli import terminal
+from dllm_sampling.cli.terminal import OutputError, say, tell, tell_of
+from dllm_sampling.errors import ConfigurationError, DllmSamplingError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,54 +29,63 @@ app = typer.Typer(
 config_app = typer.Typer(no_args_is_help=True, help="Look at and check run configurations.")
 app.add_typer(config_app, name="config")
 
-_err = Screen(stderr=True)
-
 
 def main() -> NoReturn:
     """Run the command line: exit code 2 for user errors, no tracebacks for them."""
     if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks for all
         sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
-    guard()
+    terminal.guard()
     try:
-        code = app(standalone_mode=False)  # in this mode typer returns the code of an Exit
-        if sys.stdout is not None:
-            sys.stdout.flush()  # here, where what it cannot write can still be told
+        code = _run()
+        terminal.flush()
+    except OutputError as error:
+        code = 141 if error.reader_has_gone else 2  # as a program that a closed pipe ends
+        if not error.reader_has_gone:
+            with contextlib.suppress(OutputError):  # the stream may be the one that tells
+                tell_of("error", error)
+        # Nothing more can be written, not even what is still in a buffer at the interpreter's end.
+        for number in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The command's exit code, its errors told."""
+    try:
+        return app(standalone_mode=False) or 0  # in this mode typer returns the code of an Exit
+    except OutputError:
+        raise
     except DllmSamplingError as error:
-        _fail(str(error))
+        return _told(error)
     except KeyboardInterrupt:
-        _err.print("interrupted")
-        sys.exit(130)
-    except OSError as error:
-        if error.errno not in _UNWRITABLE:
-            raise
-        # Nothing more can be written, not even what is still in the buffer at the interpreter's end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            sys.exit(141)  # as a program that a closed pipe ends
-        _fail(f"standard output: {error.strerror}.")
+        tell("interrupted")
+        return 130
     except Exception as error:
-        # Usage errors of the parser, which is typer's own or click; typer.Abort has no message.
-        message = getattr(error, "format_message", None)
-        if message is None:
+        # Usage errors of the parser know how to show themselves.
+        show = getattr(error, "show", None)
+        if show is None:
             raise
-        context = getattr(error, "ctx", None)
-        if context is not None:
-            _err.print(context.get_usage())
-        _fail(message())
-    sys.exit(code or 0)
+        text = _Kept()
+        show(text)
+        tell(text.getvalue().rstrip("\n"))
+        return int(getattr(error, "exit_code", 2))
 
 
-_UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT}
+def _told(error: DllmSamplingError) -> int:
+    tell_of("error", error)
+    return 2
 
 
-def _fail(message: str) -> NoReturn:
-    _err.print(f"error: {message}")
-    sys.exit(2)
+class _Kept(io.StringIO):
+    """Text of the parser's, which takes escapes out of what does not go to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"dllm-sampling {__version__}")
+        say(f"dllm-sampling {__version__}")
         raise typer.Exit
 
 
@@ -98,7 +109,7 @@ def _root(
 
 
 def _show_warning(message: Any, category: Any, *rest: Any, **more: Any) -> None:
-    _err.print(f"warning: {message}")
+    tell_of("warning", message)
 
 
 ConfigOption = Annotated[
@@ -339,7 +350,20 @@ def harness(context: typer.Context) -> None:
     """
     from dllm_sampling.harness import main as run_harness
 
-    run_harness(context.args)
+    try:
+        run_harness(context.args)
+    except (ValueError, OSError) as error:
+        if isinstance(error, DllmSamplingError) or not _is_of_harness(error):
+            raise
+        raise ConfigurationError(f"lm-evaluation-harness: {error}") from None
+
+
+def _is_of_harness(error: Exception) -> bool:
+    """Whether the harness itself raised it: that is how it tells of a misspelt task and the like."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("lm_eval.")
 
 
 @config_app.command("schema")
@@ -350,7 +374,7 @@ def config_schema(plugins_dir: PluginsDir = None) -> None:
     from dllm_sampling.config import json_schema
 
     _plugins_dir(plugins_dir)
-    typer.echo(json.dumps(json_schema(), indent=2))
+    say(json.dumps(json_schema(), indent=2))
 
 
 @config_app.command("show")
@@ -369,7 +393,7 @@ def config_show(
 
     _plugins_dir(plugins_dir)
     data = run.configure(file, {}, settings or []).to_dict()
-    typer.echo(json.dumps(data, indent=2) if json_output else yaml.safe_dump(data, sort_keys=False).rstrip())
+    say(json.dumps(data, indent=2) if json_output else yaml.safe_dump(data, sort_keys=False).rstrip())
 
 
 @config_app.command("validate")
@@ -382,4 +406,4 @@ def config_validate(
     _plugins_dir(plugins_dir)
     for file in files:
         run.configure(file, {}, [])
-        typer.echo(f"{file}: valid")
+        say(f"{file}: valid")

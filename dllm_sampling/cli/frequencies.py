@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from dllm_sampling.backbones.loading import load_tokenizer
-from dllm_sampling.cli.terminal import Screen
+from dllm_sampling.cli.terminal import tell
 from dllm_sampling.errors import ConfigurationError, DllmSamplingError
 from dllm_sampling.messages import refuse_lone_surrogates
 from dllm_sampling.plugins import registry
 from dllm_sampling.tasks import Task
 from dllm_sampling.text_files import json_lines, read_text
-
-_err = Screen(stderr=True)
 
 
 def count(sources: Sequence[str], model: str | None, output: Path) -> None:
@@ -38,7 +36,7 @@ def count(sources: Sequence[str], model: str | None, output: Path) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise DllmSamplingError(f"{output}: {error.strerror or error}.") from None
-    _err.print(f"{total} tokens, {len(counts)} different ones: {output}")
+    tell(f"{total} tokens, {len(counts)} different ones: {output}")
 
 
 def _texts(source: str) -> Iterator[str]:

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.table import Table
-
 from dllm_sampling import references
-from dllm_sampling.cli.terminal import Screen
+from dllm_sampling.cli.terminal import say, say_columns
 from dllm_sampling.errors import ConfigurationError, unknown_name
 from dllm_sampling.named import Named
 from dllm_sampling.plugins import KIND_TITLES, Registry, registry
@@ -40,7 +38,7 @@ def _list(kinds: Sequence[type[Named]], what: str, name: str | None, *, as_json:
     if not found:
         raise ConfigurationError(unknown_name(what, name, {entry["name"] for entry in entries}))
     if as_json:
-        print(json.dumps(found, indent=2))
+        say(json.dumps(found, indent=2, default=str))
     elif name is not None:
         for entry in found:
             _print_one(entry)
@@ -52,14 +50,14 @@ def _print_bibtex(name: str | None, *, as_json: bool) -> None:
     if as_json:
         raise ConfigurationError("give --json or --bibtex, not both.")
     if name is None:
-        print("\n\n".join(references.shipped().values()))
+        say("\n\n".join(references.shipped().values()))
         return
     source = registry()
     found = [cls for kind in KINDS for n, cls in source.classes(kind.kind).items() if n == name]
     if not found:
         known = {n for kind in KINDS for n in source.names(kind.kind)}
         raise ConfigurationError(unknown_name("strategy", name, known))
-    print("\n\n".join(references.bibtex_of(cls) for cls in found))
+    say("\n\n".join(references.bibtex_of(cls) for cls in found))
 
 
 def _entries(source: Registry, kinds: Sequence[type[Named]]) -> list[dict[str, Any]]:
@@ -116,23 +114,23 @@ def _print_table(entries: list[dict[str, Any]]) -> None:
     kind = None
     for entry in entries:
         if entry["kind"] != kind:
-            print(f"{'' if kind is None else chr(10)}{entry['title']} ({entry['kind']})")
+            say(f"{'' if kind is None else chr(10)}{entry['title']} ({entry['kind']})")
             kind = entry["kind"]
         parameters = ", ".join(
             field if p["required"] else f"{field}={p['default']}" for field, p in entry["parameters"].items()
         )
-        print(f"  {entry['name']}({parameters})  [{entry['owner']}]")
-        print(f"      {entry['doc'].splitlines()[0]}")
+        say(f"  {entry['name']}({parameters})  [{entry['owner']}]")
+        say(f"      {next(iter(entry['doc'].splitlines()), '')}")
 
 
 def _print_one(entry: dict[str, Any]) -> None:
-    print(f"{entry['name']}: {entry['title']}, from {entry['owner']} ({entry['source']})\n")
-    print(entry["doc"])
+    say(f"{entry['name']}: {entry['title']}, from {entry['owner']} ({entry['source']})\n")
+    say(entry["doc"])
     if entry["parameters"]:
-        print("\nparameters")
+        say("\nparameters")
     for field, p in entry["parameters"].items():
         default = "required" if p["required"] else f"default {p['default']}"
-        print(f"  {field} ({p['type']}; {default})\n      {p['description']}")
+        say(f"  {field} ({p['type']}; {default})\n      {p['description']}")
 
 
 def plugins(*, show_all: bool, as_json: bool) -> None:
@@ -143,18 +141,16 @@ def plugins(*, show_all: bool, as_json: bool) -> None:
         if show_all or plugin.status == "broken" or not (_ships(plugin.source) or plugin.status == "disabled")
     ]
     if as_json:
-        print(json.dumps([asdict(plugin) for plugin in found], indent=2))
+        say(json.dumps([asdict(plugin) for plugin in found], indent=2))
         return
     if not found:
-        print("no plugins besides those that ship (--all lists them)")
+        say("no plugins besides those that ship (--all lists them)")
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("plugin", "source", "status", "provides"):
-        table.add_column(title, overflow="fold")
+    lines = [("plugin", "source", "status", "provides")]
     for plugin in found:
         offered = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in plugin.provides.items())
-        table.add_row(plugin.name, plugin.source, plugin.status, plugin.error or offered)
-    Screen().print(table)
+        lines.append((plugin.name, plugin.source, plugin.status, plugin.error or offered))
+    say_columns(lines)
 
 
 def _ships(source: str) -> bool:

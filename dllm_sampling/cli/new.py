@@ -15,6 +15,7 @@ from string import Template
 
 import dllm_sampling
 from dllm_sampling import testing
+from dllm_sampling.cli.terminal import say
 from dllm_sampling.errors import ConfigurationError, unknown_name
 from dllm_sampling.plugins import KIND_TITLES, SELECT, registry
 from dllm_sampling.policies import KINDS
@@ -76,10 +77,10 @@ def new(kind: str, name: str, output: Path) -> None:
         _write(files, target)
     except OSError as error:
         raise ConfigurationError(f"{str(target)!r} cannot be written: {error.strerror or error}.") from None
-    print(f"wrote {_KINDS[kind].title}, {module}, to {target}{os.sep}")
+    say(f"wrote {_KINDS[kind].title}, {module}, to {target}{os.sep}")
     for path in files:
-        print(f"  {path}")
-    print("\nnext")
+        say(f"  {path}")
+    say("\nnext")
     for command in (
         f"cd {shlex.quote(str(target))}",
         "pip install -e '.[test,study]'",
@@ -87,7 +88,7 @@ def new(kind: str, name: str, output: Path) -> None:
         f"dllm-sampling strategies {module}",
         "dllm-sampling compare study.yaml --limit 100",
     ):
-        print(f"  {command}")
+        say(f"  {command}")
 
 
 def _check_spelling(name: str) -> None:

@@ -10,14 +10,12 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dllm_sampling.cli.prompt_files import read_prompts
-from dllm_sampling.cli.terminal import Screen
+from dllm_sampling.cli.terminal import Screen, say, tell, tell_of
 from dllm_sampling.config import RunConfig
 from dllm_sampling.engine import Sampler
-from dllm_sampling.result import GenerationResult
+from dllm_sampling.result import MOST_FORCED, GenerationResult
 
 __all__ = ["configure", "generate", "read_prompts"]
-
-_err = Screen(stderr=True)
 
 
 def configure(file: Path | None, given: Mapping[str, Any], settings: Sequence[str]) -> RunConfig:
@@ -38,7 +36,10 @@ def generate(config: RunConfig, prompts: list[Any], *, as_json: bool, quiet: boo
         TextColumn("{task.fields[info]}", markup=False),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=_err, transient=True, disable=quiet or not _err.is_terminal) as progress:
+    screen = Screen(stderr=True)
+    with Progress(
+        *columns, console=screen, transient=True, disable=quiet or not screen.is_terminal
+    ) as progress:
         bar = progress.add_task("decoding", total=len(prompts) * config.gen_length, info="")
         finished = 0
         for step in steps:
@@ -50,14 +51,25 @@ def generate(config: RunConfig, prompts: list[Any], *, as_json: bool, quiet: boo
             progress.update(bar, completed=finished + done, info=f"forward {state.forward_index + 1}")
     result = steps.result
     if as_json:
-        print(json.dumps({"config": config.to_dict(), **_summary(result), "results": _rows(prompts, result)}))
-        return
+        say(json.dumps({"config": config.to_dict(), **_summary(result), "results": _rows(prompts, result)}))
+    else:
+        _say(result)
+        if not quiet:
+            tell(_sentence(result, config))
+    if result.forced_share > MOST_FORCED:
+        name = config.sampler.unmasking.name
+        tell_of(
+            "warning",
+            f"{100 * result.forced_share:.0f} % of the commits were forced: where {name} "
+            "chooses nothing, the engine commits the most confident position, one a forward.",
+        )
+
+
+def _say(result: GenerationResult) -> None:
     for i, text in enumerate(result.texts):
         if len(result.texts) > 1:
-            print(f"{'' if i == 0 else chr(10)}[{i}]")
-        print(text)
-    if not quiet:
-        _err.print(_sentence(result, config))
+            say(f"{'' if i == 0 else chr(10)}[{i}]")
+        say(text)
 
 
 def _summary(result: GenerationResult) -> dict[str, Any]:
@@ -68,7 +80,9 @@ def _summary(result: GenerationResult) -> dict[str, Any]:
         "forwards": result.forwards,
         "refreshes": result.refreshes,
         "token_rows": result.token_rows,
+        "commits": result.commits,
         "forced": result.forced,
+        "forced_share": result.forced_share,
         "remasks": result.remasks,
         "seconds": result.seconds,
         "compile_seconds": result.compile_seconds,
@@ -95,6 +109,7 @@ def _sentence(result: GenerationResult, config: RunConfig) -> str:
     return (
         f"{s.unmasking.name} + {s.cache.name}: {int(result.tokens.sum())} tokens in "
         f"{int(result.row_forwards.sum())} row forwards ({result.tokens_per_forward:.2f} a forward), "
+        f"{result.forced} of {result.commits} commits forced, "
         f"{result.forwards} forwards of which {result.refreshes} refreshes, {result.token_rows} token rows, "
         f"{result.seconds:.2f} s"
         + (f" and {result.compile_seconds:.1f} s of compiling" if result.compile_seconds else "")

@@ -5,8 +5,9 @@ terminal obeys the control characters in them: it clears itself, sets its title,
 terminal each is written as Python writes it in a string (`\\x1b`), and in a pipe or a file, which obey
 nothing, text stays as it is.
 
-Two things see to it, whoever prints: `guard` puts `print` and everything else that writes to the standard
-streams behind `shown`, and `Screen` does the same for what rich draws, whose own control codes must pass.
+Two things see to it, whoever prints: `guard` puts everything that writes to the standard streams behind
+`shown`, and `Screen` does the same for the progress bars that rich draws, whose own control codes must pass.
+Commands write with `say`, `say_columns`, `tell` and `tell_of`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import IO, Any, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
+
+from dllm_sampling.errors import DllmSamplingError
 
 # All control characters but newline and tab; what changes the direction of a line or separates lines
 # without being seen; halves of surrogate pairs, which cannot be written at all.
@@ -53,6 +57,43 @@ def is_terminal(stream: IO[str]) -> bool:
         return False
 
 
+def say(text: str = "") -> None:
+    """Write a line, or several, to standard output: what the command is asked for."""
+    _write(text, sys.stdout)
+
+
+def say_columns(lines: Sequence[Sequence[str]]) -> None:
+    """Write a table to standard output, each line whole; all columns but the last are padded."""
+    cells = [[shown(text, sys.stdout, one_line=True) for text in line] for line in lines]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    for *first, last in cells:
+        padded = [text + " " * (width - cell_len(text)) for text, width in zip(first, widths, strict=False)]
+        say("  ".join([*padded, last]))
+
+
+def tell(text: str) -> None:
+    """Write a line, or several, to standard error: everything about the work."""
+    _write(text, sys.stderr)
+
+
+def tell_of(kind: str, message: object) -> None:
+    """Tell of an `error` or a `warning`; a message of several lines cannot pass for messages of ours."""
+    tell(f"{kind}: " + str(message).replace("\n", "\n  "))
+
+
+def _write(text: str, stream: TextIO | None) -> None:
+    if stream is not None:  # the shell may have closed it
+        stream.write(shown(text, stream) + "\n")
+
+
+class OutputError(DllmSamplingError):
+    """A standard stream cannot be written: its disk is full, or its reader has gone (`| head`)."""
+
+    def __init__(self, stream: TextIO, error: OSError) -> None:
+        super().__init__(f"{str(stream.name).strip('<>')} cannot be written: {error.strerror or error}.")
+        self.reader_has_gone = isinstance(error, BrokenPipeError)
+
+
 class Screen(Console):
     """A console of rich that prints text as it stands, without markup, and none of it as a command."""
 
@@ -82,7 +123,7 @@ class Screen(Console):
 
 
 class _Guarded(io.TextIOWrapper):
-    """A standard stream that is a terminal, behind `shown`."""
+    """A standard stream, behind `shown`."""
 
     plain: TextIO  # the stream itself
     moves = False
@@ -91,14 +132,25 @@ class _Guarded(io.TextIOWrapper):
         """Write; the leading movements of a progress bar pass on standard error."""
         moves = _MOVES.match(text) if self.moves else None
         passed = moves.end() if moves else 0
-        super().write(text[:passed] + visible(text[passed:]))
+        try:
+            super().write(text[:passed] + shown(text[passed:], self))
+        except OSError as error:
+            raise OutputError(self, error) from None
         return len(text)
+
+    def flush(self) -> None:
+        """Hand over what is buffered."""
+        try:
+            super().flush()
+        except OSError as error:
+            raise OutputError(self, error) from None
 
 
 def guard() -> None:
     """Let nothing reach a terminal through `sys.stdout` and `sys.stderr` as a command, from here on.
 
-    Besides, characters that a stream cannot encode are escaped instead of ending the program.
+    Besides, characters that a stream cannot encode are escaped instead of ending the program, and what
+    cannot be written is an OutputError.
     """
     sys.stdout, sys.stderr = _guarded(sys.stdout), _guarded(sys.stderr)
     if isinstance(sys.stderr, _Guarded):
@@ -109,11 +161,20 @@ def _guarded(stream: TextIO) -> TextIO:
     # Neither a closed standard stream, which is None, nor one of a test's.
     if not isinstance(stream, io.TextIOWrapper) or isinstance(stream, _Guarded):
         return stream
-    stream.reconfigure(errors="backslashreplace")
-    if not is_terminal(stream):
-        return stream
+    stream.flush()
     guarded = _Guarded(
-        stream.buffer, encoding=stream.encoding, errors=stream.errors, line_buffering=True, write_through=True
+        stream.buffer,
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering or is_terminal(stream),
+        write_through=stream.write_through,
     )
     guarded.plain = stream
     return guarded
+
+
+def flush() -> None:
+    """Hand over what the standard streams still hold. Raises OutputError where that fails."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
