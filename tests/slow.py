@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -182,7 +183,7 @@ def ranked(indices, score):
     """From the largest score down, equal ones from the left; dropped where two nearly agree."""
     scores = {i: score(i) for i in indices}
     ordered = sorted(indices, key=lambda i: (-scores[i], i))
-    for a, b in zip(ordered, ordered[1:], strict=False):
+    for a, b in pairwise(ordered):
         if scores[a] != scores[b] and abs(scores[a] - scores[b]) < 1e-6 * max(1e-3, abs(scores[a])):
             reject()
     return ordered

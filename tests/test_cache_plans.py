@@ -93,22 +93,25 @@ def seen_of(step, last, memories):
         def columns(name, i=i):
             return {p for p, x in enumerate(kept[name][i]) if x}
 
-        yield row, Seen(
-            region=[p for p in region.positions[i].tolist() if p >= 0],
-            starts=region.starts_block,
-            forward=state.forward_index,
-            i=state.block_forwards,
-            length=state.length,
-            first=state.first_target,
-            end=state.end_of_targets,
-            open=columns("masked"),
-            targets=columns("targets"),
-            valid=columns("valid"),
-            committed_at=kept["committed_at"][i],
-            written=None if before is None else before["written"],
-            commits=0 if before is None else before["commits"],
-            entropy=0.0 if before is None else before["entropy"],
-            memory=memories.setdefault(row, {}),
+        yield (
+            row,
+            Seen(
+                region=[p for p in region.positions[i].tolist() if p >= 0],
+                starts=region.starts_block,
+                forward=state.forward_index,
+                i=state.block_forwards,
+                length=state.length,
+                first=state.first_target,
+                end=state.end_of_targets,
+                open=columns("masked"),
+                targets=columns("targets"),
+                valid=columns("valid"),
+                committed_at=kept["committed_at"][i],
+                written=None if before is None else before["written"],
+                commits=0 if before is None else before["commits"],
+                entropy=0.0 if before is None else before["entropy"],
+                memory=memories.setdefault(row, {}),
+            ),
         )
 
 
@@ -170,9 +173,7 @@ def walk(run, cache, expected):
         forwards += 1
         refreshes += all(plan.refresh for plan in plans) and not isinstance(step.plan.refresh, torch.Tensor)
         width += step.plan.width * step.state.batch
-        entropies = {
-            row.row: {row.positions[j]: row.entropy(j) for j in row.inside} for row in rows_of(step)
-        }
+        entropies = {row.row: {row.positions[j]: row.entropy(j) for j in row.inside} for row in rows_of(step)}
     result = steps.result
     order = sorted(range(len(run["lengths"])), key=lambda i: (-run["lengths"][i], i))
     by_call = [order.index(i) for i in range(len(order))]
@@ -295,9 +296,7 @@ def walk_rows(run, cache, expected):
             assert plan.visible is None
             assert plan.store
             counted[row] += plan.refresh
-        entropies = {
-            row.row: {row.positions[j]: row.entropy(j) for j in row.inside} for row in rows_of(step)
-        }
+        entropies = {row.row: {row.positions[j]: row.entropy(j) for j in row.inside} for row in rows_of(step)}
     order = sorted(range(len(run["lengths"])), key=lambda i: (-run["lengths"][i], i))
     assert steps.result.row_refreshes.tolist() == [counted[order.index(i)] for i in range(len(order))]
 
@@ -306,7 +305,9 @@ def walk_rows(run, cache, expected):
 @settings(max_examples=80)
 def test_entropy_refresh(run, threshold, recent):
     """The open targets of the region, and the latest commits: which of two of one step is not said."""
-    sampler = Sampler(run["model"], cache=EntropyRefresh(threshold=threshold, recent=recent), **run["settings"])
+    sampler = Sampler(
+        run["model"], cache=EntropyRefresh(threshold=threshold, recent=recent), **run["settings"]
+    )
     entropies, memories, counted = {}, {}, dict.fromkeys(range(len(run["lengths"])), 0)
     steps = sampler.steps(prompts(run["lengths"]), run["gen"])
     for step in steps:
@@ -332,9 +333,7 @@ def test_entropy_refresh(run, threshold, recent):
             assert len(more) == min(recent, len(committed))
             oldest = min((seen.committed_at[p] for p in more), default=seen.forward)
             assert all(seen.committed_at[p] <= oldest for p in committed - more)
-        entropies = {
-            row.row: {row.positions[j]: row.entropy(j) for j in row.inside} for row in rows_of(step)
-        }
+        entropies = {row.row: {row.positions[j]: row.entropy(j) for j in row.inside} for row in rows_of(step)}
     order = sorted(range(len(run["lengths"])), key=lambda i: (-run["lengths"][i], i))
     assert steps.result.row_refreshes.tolist() == [counted[order.index(i)] for i in range(len(order))]
 
@@ -350,7 +349,7 @@ def test_entropy_refresh_at_the_ends_of_its_range(threshold, refreshes):
     )
     run = sampler.steps([[1, 2, 3]], 16)
     widths = [len(next(planned(step)).columns) for step in run]
-    assert run.result.row_refreshes.tolist() == [refreshes]
+    assert run.result.row_refreshes.tolist() == [run.result.refreshes] == [refreshes]
     if threshold:
         assert widths == [19, *(16 - 2 * n + min(3, 2 * n) for n in range(1, 8))]
 
@@ -448,7 +447,9 @@ def test_a_scale_that_keeps_all_is_no_decay(wider):
     seen = []
     for more in ({}, wider):
         cache = SuffixWindow(policy=NoCache(), window=5, tail=1, **more)
-        run = Sampler(model(), cache=cache, schedule={"name": "fixed_blocks", "block_length": 4}).steps([[1]], 16)
+        run = Sampler(model(), cache=cache, schedule={"name": "fixed_blocks", "block_length": 4}).steps(
+            [[1]], 16
+        )
         seen.append([step.plan.visible[0].tolist() for step in run])
     assert seen[0] == seen[1]
     with pytest.raises(ConfigurationError, match="no effect without decay"):

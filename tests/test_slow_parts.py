@@ -10,7 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm_sampling import ForwardPlan, Region, confidence, in_order, largest, log_of, noise, or_the_best, top_k
+from dllm_sampling import (
+    ForwardPlan,
+    Region,
+    confidence,
+    in_order,
+    largest,
+    log_of,
+    noise,
+    or_the_best,
+    top_k,
+)
 from dllm_sampling.kv_buffer import KVBuffer
 from dllm_sampling.testing import observe
 from dllm_sampling.testing.data import logits
@@ -54,7 +64,9 @@ def test_ranking_takes_the_best_eligible_from_the_left(data, k):
 @given(scored(), st.data())
 def test_or_the_best_is_the_choice_or_one(data, more):
     scores, eligible = data
-    chosen = torch.tensor([more.draw(st.lists(st.booleans(), min_size=n, max_size=n)) for n in [scores.shape[1]] * 2])
+    chosen = torch.tensor(
+        [more.draw(st.lists(st.booleans(), min_size=n, max_size=n)) for n in [scores.shape[1]] * 2]
+    )
     got = or_the_best(chosen, scores, eligible)
     for row in range(2):
         wanted = {i for i in range(scores.shape[1]) if chosen[row, i] and eligible[row, i]}
@@ -203,7 +215,9 @@ def test_a_plan_of_a_mask_holds_its_positions_in_order(rows, more):
     assert not ForwardPlan.of(mask, width, refresh=torch.ones(2, dtype=torch.bool)).is_refresh(7)
 
 
-@given(st.integers(0, 5), st.none() | st.integers(0, 5), st.integers(1, 6), st.integers(0, 5), st.integers(1, 4))
+@given(
+    st.integers(0, 5), st.none() | st.integers(0, 5), st.integers(1, 6), st.integers(0, 5), st.integers(1, 4)
+)
 def test_a_window_is_the_region_with_its_neighbours(left, right, start, gap, width):
     """As a span, and row by row with padding."""
     state, _ = observe(torch.zeros(2, 9, 5))
@@ -266,11 +280,15 @@ def test_the_buffer_is_a_table_that_forwards_overwrite(data, batch, length, more
         positions, writers, seen = data.draw(writes(len(rows), length))
         assert buffer.at(positions, writers, seen=seen) is buffer
         columns = (
-            [list(range(length))[positions]] * len(rows) if isinstance(positions, slice) else positions.tolist()
+            [list(range(length))[positions]] * len(rows)
+            if isinstance(positions, slice)
+            else positions.tolist()
         )
         for layer in range(layers):
             stamp += 1
-            given_ = torch.tensor([[100 * stamp + 10 * j + i for j in range(len(columns[0]))] for i in range(len(rows))])
+            given_ = torch.tensor(
+                [[100 * stamp + 10 * j + i for j in range(len(columns[0]))] for i in range(len(rows))]
+            )
             states = given_[:, None, :, None].float()
             keys, values = buffer.update(states, -states, layer)
             for i, row in enumerate(rows):
@@ -301,7 +319,9 @@ def test_further_canvases_leave_with_their_row():
     states = torch.arange(6.0)[:, None, None, None].expand(6, 1, 2, 1)
     buffer.at(slice(0, 2), None).update(states, states, 0)
     buffer.select_rows(torch.tensor([0, 2]))
-    keys, _ = buffer.at(slice(0, 1), torch.zeros(4, dtype=torch.bool)).update(states[:4, :, :1], states[:4, :, :1], 0)
+    keys, _ = buffer.at(slice(0, 1), torch.zeros(4, dtype=torch.bool)).update(
+        states[:4, :, :1], states[:4, :, :1], 0
+    )
     assert keys[:, 0, 0, 0].tolist() == [0, 2, 3, 5]
     assert buffer.written.tolist() == [[True, False], [True, True]]
     buffer.complete = True

@@ -343,7 +343,12 @@ def test_dilated(run, base, skip):
     walk(run, Dilated(base=base, skip=skip), expected)
 
 
-@given(settings_of_a_run(), st.integers(1, 6), st.floats(0.0, 3.0), st.sampled_from(["linear", "sine", "geometric"]))
+@given(
+    settings_of_a_run(),
+    st.integers(1, 6),
+    st.floats(0.0, 3.0),
+    st.sampled_from(["linear", "sine", "geometric"]),
+)
 @few
 def test_p2(run, total, eta, kappa):
     share = {
@@ -378,13 +383,13 @@ def test_klass(run, bound, kl, history):
             stable[at] = 0
             if at in before:
                 divergence = sum(
-                    x * (math.log(x) - math.log(y)) for x, y in zip(row.p[i], before[at], strict=True) if x > 0
+                    x * (math.log(x) - math.log(y))
+                    for x, y in zip(row.p[i], before[at], strict=True)
+                    if x > 0
                 )
                 stable[at] = counts[at] + 1 if sure(divergence, kl) < kl else 0
         memory["before"], memory["counts"] = now, stable
-        return {
-            i for i in row.may if stable[row.positions[i]] >= history and sure(row.c(i), bound) > bound
-        }
+        return {i for i in row.may if stable[row.positions[i]] >= history and sure(row.c(i), bound) > bound}
 
     walk(run, Klass(threshold=bound, kl=kl, history=history), expected)
 
@@ -476,7 +481,9 @@ def test_early_commit(run, answer, length, total, gaps):
         gap = sum(row.gap(i) for i in inside) / len(inside)
         targets = row.canvas
         progress = 1 - sum(targets.values()) / len(targets) if total is None else (row.steps + 1) / total
-        bound = gaps[0] if sure(progress, 0.33) < 0.33 else gaps[1] if sure(progress, 0.67) < 0.67 else gaps[2]
+        bound = (
+            gaps[0] if sure(progress, 0.33) < 0.33 else gaps[1] if sure(progress, 0.67) < 0.67 else gaps[2]
+        )
         return set(row.may) if sure(gap, bound) >= bound else one(row, None)
 
     answers = {} if answer is None else {"answer_start": answer, "answer_length": length}
@@ -497,7 +504,10 @@ def test_early_commit(run, answer, length, total, gaps):
 def test_sched(run, schedule, high, low, stable, total):
     def expected(row, memory):
         open_ = [i for i in row.inside if row.masked[i]]
-        best = {row.positions[i]: max(range(len(row.logits[i])), key=lambda v: row.logits[i][v]) for i in row.inside}
+        best = {
+            row.positions[i]: max(range(len(row.logits[i])), key=lambda v: row.logits[i][v])
+            for i in row.inside
+        }
         before = memory.get("best")
         memory["best"] = best
         if not open_:

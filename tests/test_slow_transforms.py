@@ -84,7 +84,11 @@ def test_suppress_tokens(run, ids, end):
 
 @pytest.mark.parametrize(
     ("token", "message"),
-    [(-1, r"tokens: -1 is outside \[0, 9\)"), (9, r"tokens: 9 is outside \[0, 9\)"), ("x", "needs a tokenizer")],
+    [
+        (-1, r"tokens: -1 is outside \[0, 9\)"),
+        (9, r"tokens: 9 is outside \[0, 9\)"),
+        ("x", "needs a tokenizer"),
+    ],
 )
 def test_tokens_that_are_not_there_are_refused(token, message):
     with pytest.raises(ConfigurationError, match=message):
@@ -190,7 +194,11 @@ class Last(Observer):
 
     def committed(self, state, observation, decision):
         for i, row in enumerate(state.rows):
-            at = [state.tokens[i].tolist(), state.committed_at[i].tolist(), state.committed_confidence[i].tolist()]
+            at = [
+                state.tokens[i].tolist(),
+                state.committed_at[i].tolist(),
+                state.committed_confidence[i].tolist(),
+            ]
             self.rows[row] = (*at, state.targets[i].tolist(), state.valid[i].tolist())
 
 
@@ -277,7 +285,9 @@ def test_texts_are_what_was_written_up_to_the_end():
     canvas = result.sequences[0].clone()
     canvas[-30:-28] = backbone.facts.mask_token_id
     filled = sampler.infill(canvas[None])
-    assert filled.texts[0] == backbone.tokenizer.decode(filled.sequences[0].tolist(), skip_special_tokens=True)
+    assert filled.texts[0] == backbone.tokenizer.decode(
+        filled.sequences[0].tolist(), skip_special_tokens=True
+    )
 
 
 def test_canvases_to_fill_come_back_as_they_were_given():
