@@ -220,7 +220,7 @@ class Mutant:
 
 
 def _skipped(tree: Any) -> set[int]:
-    """Nodes that hold no behaviour: annotations, imports for types, assertions, the sign of a dimension.
+    """Nodes that hold no behaviour: annotations, imports for types, assertions, `strict=True`, the sign of a dimension.
 
     Tensors are [batch, region] almost everywhere, where the dimensions 1 and -1 are the same.
     """
@@ -237,7 +237,7 @@ def _skipped(tree: Any) -> set[int]:
             (node.type == "expr_stmt" and "TypeAlias" in node.get_code())
             or (node.type == "if_stmt" and "TYPE_CHECKING" in node.children[1].get_code())
             or (node.type == "simple_stmt" and node.children[0].type == "assert_stmt")
-        ):
+        ) or (node.type == "argument" and node.get_code().strip() == "strict=True"):
             parts = [node]
         elif node.type == "factor" and node.get_code().strip() == "-1":
             skipped.add(id(node))  # its number is still changed
@@ -308,43 +308,38 @@ def _read_instead(path: Path, source: str) -> None:
 
 def attempt(module: str, source: str | None, tests: list[str], timeout: float) -> tuple[str, str]:
     """Run tests in a fork with a faulty module. passed, failed, or timeout; and the end of what was said."""
-    said = tempfile.TemporaryFile()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setsid()
-            os.dup2(said.fileno(), 1)
-            os.dup2(said.fileno(), 2)
-            if source is not None:
-                _read_instead((ROOT / module).resolve(), source)
-            import pytest
-
-            usual = [
-                "-x",
-                "-q",
-                "--no-header",
-                "--tb=line",
-                "-p",
-                "no:cacheprovider",
-                "--hypothesis-profile=mutants",
-            ]
-            os._exit(int(pytest.main([*usual, *tests])))
-        except BaseException:
-            os._exit(1)
-    end, status = time.monotonic() + timeout, None
-    while time.monotonic() < end:
-        done, code = os.waitpid(child, os.WNOHANG)
-        if done:
-            status = os.waitstatus_to_exitcode(code)
-            break
-        time.sleep(0.02)
-    if status is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    said.seek(0)
-    text = said.read().decode(errors="replace")
+    with tempfile.TemporaryFile() as said:
+        child = os.fork()
+        if child == 0:
+            _in_the_fork(module, source, tests, said.fileno())
+        status, end = None, time.monotonic() + timeout
+        while status is None and time.monotonic() < end:
+            done, code = os.waitpid(child, os.WNOHANG)
+            status = os.waitstatus_to_exitcode(code) if done else None
+            time.sleep(0 if done else 0.02)
+        if status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        said.seek(0)
+        text = said.read().decode(errors="replace")
     return ("timeout" if status is None else "passed" if status == 0 else "failed"), text[-2000:]
+
+
+def _in_the_fork(module: str, source: str | None, tests: list[str], said: int) -> None:
+    status = 1
+    try:
+        os.setsid()
+        os.dup2(said, 1)
+        os.dup2(said, 2)
+        if source is not None:
+            _read_instead((ROOT / module).resolve(), source)
+        import pytest
+
+        usual = ["-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider"]
+        status = int(pytest.main([*usual, "--hypothesis-profile=mutants", *tests]))
+    finally:
+        os._exit(status)
 
 
 def tried(mutant: Mutant, limits: tuple[float, float]) -> str:

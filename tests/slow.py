@@ -11,7 +11,9 @@ import torch
 from hypothesis import reject
 from hypothesis import strategies as st
 
-from dllm_sampling import CachePolicy, ForwardPlan, Sampler, Wrapper
+from dllm_sampling import BlockSchedule, CachePolicy, ForwardPlan, Region, Sampler, UnmaskingPolicy, Wrapper
+from dllm_sampling import prompts as prompting
+from dllm_sampling.engine import Run
 from dllm_sampling.testing import ChosenModel
 
 BAND = 1e-5  # float32 may decide either way where float64 values are this near
@@ -79,6 +81,42 @@ class Patchy(CachePolicy):
             if inside:
                 mask[i, inside[0]] = True
         return ForwardPlan.of(mask, state.length)
+
+
+class Some(UnmaskingPolicy):
+    """Commits a changing part of what it may: each row at a pace of its own."""
+
+    name: ClassVar[str] = "some"
+    seed: int = 0
+    share: float = 0.4
+
+    def select(self, state, observation):
+        drawn = [
+            [scrambled(self.seed, state.rows[i], p, state.forward_index) < self.share for p in row]
+            for i, row in enumerate(observation.positions.tolist())
+        ]
+        return torch.tensor(drawn)
+
+
+class Drifting(BlockSchedule):
+    """Regions of each row: from before its leftmost open target, blocks of three, with gaps and padding."""
+
+    name: ClassVar[str] = "drifting"
+    width: int = 5
+
+    def plan_region(self, state):
+        rows = []
+        for i in range(state.batch):
+            targets = [p for p, target in enumerate(state.targets[i].tolist()) if target]
+            first = min(state.next_open[i], targets[-1])
+            columns = range(max(first - 2, targets[0]), min(first + self.width, targets[-1] + 1))
+            rows.append([p for p in columns if p == first or scrambled(p, state.forward_index, 17) < 0.8])
+        width = max(len(row) for row in rows)
+        positions = torch.tensor([row + [-1] * (width - len(row)) for row in rows])
+        memory = state.memory(self)
+        starts = "begun" not in memory
+        memory["begun"] = True
+        return Region(positions, (positions - state.first_target).div(3, rounding_mode="floor"), None, starts)
 
 
 @dataclass
@@ -198,38 +236,69 @@ SCHEDULES = st.one_of(
         st.integers(2, 5),
         st.sampled_from([0.0, 0.3, 1.0]),
     ),
+    st.just({"name": "adablock", "block_length": 3, "share": 0.6, "threshold": 0.1, "delimiters": [1, 4]}),
 )
+GAPS = st.one_of(SCHEDULES, st.builds(Drifting, width=st.integers(1, 6)))  # regions with gaps as well
 
 
 @st.composite
-def settings_of_a_run(draw, schedules=SCHEDULES, caches=("none", "patchy"), longest=12):
-    """Everything of a run but the rule: model, prompts, schedule, cache, restriction."""
+def texts(draw, mask, longest, fill):
+    """Prompts with so many targets behind each, or canvases whose targets lie anywhere."""
+    if fill and draw(st.integers(0, 2)) == 0:
+        rows = st.lists(st.sampled_from([mask, mask, 0, 3]), min_size=1, max_size=longest)
+        canvases = [
+            [*row, mask] if mask not in row else row for row in draw(st.lists(rows, min_size=1, max_size=3))
+        ]
+        return {"canvases": canvases, "sizes": [len(row) for row in canvases]}
+    lengths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
+    return {"lengths": lengths, "gen_length": draw(st.integers(1, longest)), "sizes": lengths}
+
+
+@st.composite
+def settings_of_a_run(draw, schedules=GAPS, caches=("none", "patchy"), longest=12, fill=True):
+    """Everything of a run but the rule: model, texts, schedule, cache, restriction."""
     ends = draw(st.sampled_from([0.0, 0.0, 4.0]))
     cache = draw(st.sampled_from(caches))
     if cache == "patchy":
         cache = Patchy(share=draw(st.sampled_from([0.3, 0.7])))
+    vocabulary = draw(st.integers(7, 9))
     return {
         "model": model(
             draw(st.integers(0, 10**6)),
-            draw(st.integers(7, 9)),
+            vocabulary,
             draw(st.sampled_from([0.5, 2.0, 4.0, 9.0])),
             draw(st.sampled_from([10**6, 10**6, 3])),
             ends,
         ),
-        "lengths": draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)),
-        "gen_length": draw(st.integers(1, longest)),
-        "schedule": draw(schedules),
-        "cache": cache,
-        "wrappers": [Holes(share=0.4)] if draw(st.booleans()) else [],
-        "stop_at_eos": ends > 0,
+        **draw(texts(vocabulary - 1, longest, fill)),
+        "settings": {
+            "schedule": draw(schedules),
+            "cache": cache,
+            "wrappers": [Holes(share=0.4)] if draw(st.booleans()) else [],
+            "stop_at_eos": ends > 0,
+        },
     }
+
+
+def opened(run, **more):
+    """The run itself: an iterator of steps, then `result`."""
+    sampler = Sampler(run["model"], **(run["settings"] | more))
+    if "canvases" in run:
+        canvases = prompting.to_fill(run["canvases"], None, run["model"].facts)
+        return Run(sampler, canvases, None, 0, sampler.settings.stop_at_eos)
+    return sampler.steps(prompts(run["lengths"]), run["gen_length"])
+
+
+def in_call_order(run, by_row):
+    """What is known of the rows of a batch, longest first, in the order of the call."""
+    sizes = run["sizes"]
+    order = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
+    return [by_row[order.index(i)] for i in range(len(sizes))]
 
 
 def steps(run, unmasking, **more):
     """The steps of a run, each seen before it is committed."""
-    settings = {k: v for k, v in run.items() if k not in ("model", "lengths", "gen_length")} | more
-    sampler = Sampler(run["model"], unmasking=unmasking, **settings)
-    yield from sampler.steps(prompts(run["lengths"]), run["gen_length"])
+    yield from opened(run, unmasking=unmasking, **more)
 
 
 def walk(run, policy, expected, **more):

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import pytest
 import torch
 from dllm_sampling.strategies import AdaBlock, FixedBlocks, MultiBlock, Sliding, WholeCanvas
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm_sampling import Sampler, UnmaskingPolicy
-from tests.slow import Holes, model, prompts, ranked, rows_of, scrambled, sure
+from dllm_sampling import Sampler
+from dllm_sampling.testing import ChosenModel
+from tests.slow import Holes, Some, model, opened, ranked, rows_of, sure, texts
 
-few = settings(max_examples=40)
-
-
-class Some(UnmaskingPolicy):
-    """Commits a changing part of what it may: each row at a pace of its own."""
-
-    name: ClassVar[str] = "some"
-    seed: int = 0
-    share: float = 0.4
-
-    def select(self, state, observation):
-        drawn = [
-            [scrambled(self.seed, state.rows[i], p, state.forward_index) < self.share for p in row]
-            for i, row in enumerate(observation.positions.tolist())
-        ]
-        return torch.tensor(drawn)
+few = settings(max_examples=60)
 
 
 @st.composite
@@ -36,8 +20,7 @@ def runs(draw):
     ends = draw(st.sampled_from([0.0, 0.0, 3.0]))
     return {
         "model": model(draw(st.integers(0, 10**6)), 8, 3.0, ends=ends),
-        "lengths": draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)),
-        "gen": draw(st.integers(1, 16)),
+        **draw(texts(7, 16, fill=True)),
         "settings": {
             "unmasking": Some(seed=draw(st.integers(0, 999)), share=draw(st.sampled_from([0.1, 0.4, 0.8]))),
             "wrappers": [Holes(share=0.4)] if draw(st.booleans()) else [],
@@ -47,20 +30,19 @@ def runs(draw):
 
 
 def steps_of(run, schedule):
-    sampler = Sampler(run["model"], schedule=schedule, **run["settings"])
-    for step in sampler.steps(prompts(run["lengths"]), run["gen"]):
-        yield step, max(run["lengths"]), max(run["lengths"]) + run["gen"]
+    """Each step, and the columns of every row's targets."""
+    for step in opened(run, schedule=schedule):
+        yield step, [[p for p, x in enumerate(row) if x] for row in step.state.targets.tolist()]
 
 
-def leftmost(state, i, end):
+def leftmost(state, i, targets):
     """The leftmost open target of a row that no committed end of sequence precedes."""
     ends = state.facts.eos_token_ids if state.stop_at_eos else ()
-    for p in range(end):
-        if state.targets[i, p]:
-            if state.masked[i, p]:
-                return p
-            if int(state.tokens[i, p]) in ends:
-                break
+    for p in targets[i]:
+        if state.masked[i, p]:
+            return p
+        if int(state.tokens[i, p]) in ends:
+            break
     return None
 
 
@@ -75,23 +57,26 @@ def check(step, wanted, blocks, starts):
     if region.span is not None:
         span = list(range(region.span.start, region.span.stop))
         assert all(row == span for row in region.positions.tolist())
-    # No wider than the widest row.
-    assert region.positions.shape[1] == max(len(row) for row in wanted)
 
 
 @given(runs(), st.integers(1, 9))
 @few
 def test_fixed_blocks(run, length):
     last = None
-    for step, first, end in steps_of(run, FixedBlocks(block_length=length)):
+    for step, targets in steps_of(run, FixedBlocks(block_length=length)):
         state = step.state
-        counts = [min(length, end - s) for s in range(first, end, length)]
-        assert state.targets_in_block.tolist() == [counts] * state.batch
-        block = min((leftmost(state, i, end) - first) // length for i in range(state.batch))
+        first = min(t[0] for t in targets)
+        for counts, columns in zip(state.targets_in_block.tolist(), targets, strict=True):
+            for b, count in enumerate(counts):
+                start = first + b * length
+                assert count == len(set(columns) & set(range(start, start + length)))
+            assert sum(counts) == len(columns)
+        block = min((leftmost(state, i, targets) - first) // length for i in range(state.batch))
         start = first + block * length
-        columns = list(range(start, min(start + length, end)))
-        check(step, [columns] * state.batch, [[block] * len(columns)] * state.batch, block != last)
-        assert step.region.span is not None
+        # Of each row to its own last target.
+        columns = [list(range(start, min(start + length, t[-1] + 1))) for t in targets]
+        check(step, columns, [[block] * len(row) for row in columns], block != last)
+        assert (step.region.span is not None) == (len({len(row) for row in columns}) == 1)
         last = block
 
 
@@ -99,11 +84,11 @@ def test_fixed_blocks(run, length):
 @few
 def test_whole_canvas(run):
     begun = True
-    for step, first, end in steps_of(run, WholeCanvas()):
-        columns, batch = list(range(first, end)), step.state.batch
-        check(step, [columns] * batch, [[0] * len(columns)] * batch, begun)
-        assert step.state.targets_in_block.tolist() == [[end - first]] * batch
-        assert step.region.span is not None
+    for step, targets in steps_of(run, WholeCanvas()):
+        first = min(t[0] for t in targets)
+        columns = [list(range(first, t[-1] + 1)) for t in targets]
+        check(step, columns, [[0] * len(row) for row in columns], begun)
+        assert step.state.targets_in_block.tolist() == [[len(t)] for t in targets]
         begun = False
 
 
@@ -111,12 +96,12 @@ def test_whole_canvas(run):
 @few
 def test_sliding(run, length, longest):
     begun = True
-    for step, first, end in steps_of(run, Sliding(block_length=length, longest=longest)):
+    for step, targets in steps_of(run, Sliding(block_length=length, longest=longest)):
         state, wanted = step.state, []
-        for i in range(state.batch):
-            commits = sum(not state.masked[i, p] for p in range(first, end))
-            start = leftmost(state, i, end)
-            stop = min(first + length + commits, end)
+        for i, columns in enumerate(targets):
+            commits = sum(not state.masked[i, p] for p in columns)
+            start = leftmost(state, i, targets)
+            stop = columns[min(length + commits, len(columns)) - 1] + 1
             stop = stop if longest is None else min(stop, start + longest)
             wanted.append(list(range(start, stop)))
         check(step, wanted, [[0] * len(row) for row in wanted], begun)
@@ -127,22 +112,24 @@ def test_sliding(run, length, longest):
 @given(runs(), st.integers(1, 6), st.sampled_from([0.0, 0.1, 0.34, 0.5, 1.0]))
 @few
 def test_multi_block(run, length, add):
-    begun, last = True, {}
-    for step, first, end in steps_of(run, MultiBlock(block_length=length, add=add)):
+    begun, last, first = True, {}, None
+    for step, targets in steps_of(run, MultiBlock(block_length=length, add=add)):
         state, wanted, blocks = step.state, [], []
-        total = -(-(end - first) // length)
-        for i, row in enumerate(state.rows):
+        first = min(t[0] for t in targets) if begun else first
+        for i, (row, columns) in enumerate(zip(state.rows, targets, strict=True)):
+            final = (columns[-1] - first) // length
             if begun:
                 last[row] = 0
             else:
-                inside = range(first + last[row] * length, min(first + (last[row] + 1) * length, end))
+                inside = [p for p in columns if (p - first) // length == last[row]]
                 done = sum(not state.masked[i, p] for p in inside)
-                if last[row] + 1 < total and done >= add * len(inside):
-                    last[row] += 1
-            stop = min(first + (last[row] + 1) * length, end)
-            columns = list(range(leftmost(state, i, end), stop))
-            wanted.append(columns)
-            blocks.append([(p - first) // length for p in columns])
+                last[row] += done >= add * len(inside)
+                leftmost_open = min(p for p in columns if state.masked[i, p])
+                last[row] = min(max(last[row], (leftmost_open - first) // length), final)
+            stop = min(first + (last[row] + 1) * length, columns[-1] + 1)
+            region = list(range(leftmost(state, i, targets), stop))
+            wanted.append(region)
+            blocks.append([(p - first) // length for p in region])
         check(step, wanted, blocks, begun)
         begun = False
 
@@ -169,19 +156,19 @@ def test_adablock(run, length, threshold, share, delimiters):
         block_length=length, threshold=threshold, share=share, delimiters=tuple(sorted(delimiters))
     )
     run["settings"]["wrappers"] = []  # what else is held back is no delimiter, which is not seen here
-    bounds, block = {}, -1
-    for step, first, end in steps_of(run, schedule):
+    bounds, block, first = {}, -1, None
+    for step, targets in steps_of(run, schedule):
         state = step.state
-        window = int(share * (end - first))
-        begins = [leftmost(state, i, end) for i in range(state.batch)]
-        starts = not bounds or all(
-            (end if at is None else at) >= bounds[row][1] for row, at in zip(state.rows, begins, strict=True)
-        )
+        first = min(t[0] for t in targets) if first is None else first
+        ends = {row: t[-1] + 1 for row, t in zip(state.rows, targets, strict=True)}
+        begins = {row: leftmost(state, i, targets) for i, row in enumerate(state.rows)}
+        starts = not bounds or all(begins[row] >= bounds[row][1] for row in state.rows)
+        windows = {row: int(share * (ends[row] - first)) for row in state.rows}
         if starts:
             block += 1
             bounds = {
-                row: (at, min(at + max(window, length), end))
-                for row, at in zip(state.rows, begins, strict=True)
+                row: (begins[row], min(begins[row] + max(windows[row], length), ends[row]))
+                for row in state.rows
             }
         wanted = [list(range(*bounds[row])) for row in state.rows]
         check(step, wanted, [[block] * len(row) for row in wanted], starts)
@@ -191,60 +178,34 @@ def test_adablock(run, length, threshold, share, delimiters):
             start = bounds[row.row][0]
             among = [
                 j for j in row.inside
-                if row.masked[j] and row.fresh[j] and row.positions[j] < start + window and row.token(j) in delimiters
+                if row.masked[j] and row.fresh[j] and row.positions[j] < start + windows[row.row] and row.token(j) in delimiters
             ]  # fmt: skip
             best = ranked(among, row.log_c)[:1]
             stop = start + length
             if best and sure(row.c(best[0]), threshold) >= threshold:
                 stop = row.positions[best[0]] + 1
-            bounds[row.row] = (start, min(stop, end))
+            bounds[row.row] = (start, min(stop, ends[row.row]))
             offered = {row.positions[j] for j in row.may}
-            assert offered == {p for p in range(start, bounds[row.row][1]) if row.canvas[p]}
+            assert offered == {p for p in range(start, bounds[row.row][1]) if row.canvas.get(p)}
 
 
-CANVASES = [
-    [[1, 8, 2, 8, 8, 3, 8]],
-    [[8, 1, 1, 1, 1, 1, 8, 8]],
-    [[1, 8, 8, 3, 3, 3, 8], [2, 2, 8, 1, 8, 1, 1]],
-    [[8, 8, 8], [1, 2, 8, 3, 3, 3, 3, 3, 8]],
-]
+@pytest.mark.parametrize(
+    ("threshold", "likely", "end"),
+    [
+        (0.5, [0.0, 0.0], 3),  # a probability of exactly one half is enough
+        (0.5001, [0.0, 0.0], 5),
+        (0.0, [-99.0, 0.0], 5),  # no delimiter: nothing is surer than nothing
+    ],
+)
+def test_adablock_at_the_bound_itself(threshold, likely, end):
+    """Token 0 ends a sentence; it is the candidate of the second target or of none."""
 
+    def predict(tokens, position_ids):
+        values = torch.full((*tokens.shape, 5), -torch.inf)
+        values[..., 1] = 0.0
+        values[position_ids == 2] = torch.tensor([*likely, *[-torch.inf] * 3])
+        return values
 
-@pytest.mark.parametrize("canvas", CANVASES)
-@pytest.mark.parametrize("length", [1, 2, 3, 20])
-def test_fixed_blocks_of_canvases_to_fill_pass_over_what_was_given(canvas, length):
-    """Counted from the first target, of whatever is open in some row; nothing without targets is offered."""
-    mask, seen = 8, []
-
-    class Notes(FixedBlocks):
-        """Notes the regions that it plans."""
-
-        name: ClassVar[str] = "notes"
-
-        def plan_region(self, state):
-            region = super().plan_region(state)
-            seen.append((region.span, int(region.blocks[0, 0]), state.targets_in_block.tolist()))
-            return region
-
-    sampler = Sampler(
-        model(vocabulary=9), unmasking="fixed_k", schedule=Notes(block_length=length), batch_size=4
-    )
-    sampler.infill(canvas)
-    before = [row.index(mask) for row in canvas]
-    targets = [
-        {p + max(before) - start for p, token in enumerate(row) if token == mask}
-        for row, start in zip(canvas, before, strict=True)
-    ]
-    first, end = min(min(t) for t in targets), max(max(t) for t in targets) + 1
-    wanted = []
-    for b, start in enumerate(range(first, end, length)):
-        stop = min(start + length, end)
-        most = max(len(t & set(range(start, stop))) for t in targets)
-        wanted += [(slice(start, stop), b)] * most
-    assert [s[:2] for s in seen] == wanted
-    longest = sorted(range(len(canvas)), key=lambda i: (-len(canvas[i]), i))
-    counts = [
-        [len(targets[i] & set(range(s, min(s + length, end)))) for s in range(first, end, length)]
-        for i in longest
-    ]
-    assert seen[0][2] == counts
+    schedule = AdaBlock(block_length=4, threshold=threshold, share=1.0, delimiters=(0,))
+    step = next(Sampler(ChosenModel(predict, 5), schedule=schedule).steps([[1]], 8))
+    assert step.observation.eligible[0].nonzero()[:, 0].tolist() == list(range(end - 1))

@@ -37,7 +37,8 @@ from dllm_sampling.strategies import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm_sampling import ConfigurationError, PluginError, Sampler
+from dllm_sampling import ConfigurationError, PluginError, Region, Sampler
+from dllm_sampling.testing import observe
 from tests.slow import Holes, model, prompts, ranked, settings_of_a_run, steps, sure, walk
 
 few = settings(max_examples=40)
@@ -146,20 +147,59 @@ def test_hierarchy(run, high, low):
     walk(run, Hierarchy(threshold=high, low=low), expected)
 
 
+def picked(policy, values, masked=None):
+    """What the policy picks of one row that is all fresh."""
+    state, seen = observe(
+        values[None], masked=None if masked is None else torch.tensor([masked]), policy=policy
+    )
+    chosen = policy.select(state, seen) & seen.eligible
+    return chosen[0].nonzero()[:, 0].tolist()
+
+
 def test_hierarchy_takes_the_best_of_every_run_and_of_no_other():
     """Two runs around a committed position; equal confidences in one of them."""
-    from dllm_sampling.testing import observe
-
     c = torch.tensor([0.5, 0.6, 0.99, 0.5, 0.5, 0.45])
     rest = (1 - c) / 2
-    values = torch.stack([c, rest, rest, torch.zeros(6)], 1).log()[None]
-    masked = torch.tensor([[True, True, False, True, True, True]])
-    state, seen = observe(values, masked=masked)
-    chosen = Hierarchy(threshold=0.9, low=0.4).select(state, seen) & seen.eligible
-    assert chosen[0].nonzero()[:, 0].tolist() == [1, 3]
+    values = torch.stack([c, rest, rest, torch.zeros(6)], 1).log()
+    masked = [True, True, False, True, True, True]
+    assert picked(Hierarchy(threshold=0.9, low=0.4), values, masked) == [1, 3]
     # Above `low`, not at it; then the best of all.
-    chosen = Hierarchy(threshold=0.9, low=0.7).select(state, seen) & seen.eligible
-    assert chosen[0].nonzero()[:, 0].tolist() == [1]
+    assert picked(Hierarchy(threshold=0.9, low=0.7), values, masked) == [1]
+
+
+# Candidates of probability 1/2, exactly, and of entropy ln 2 and 0.
+HALF = torch.tensor([0.0, 0.0, -torch.inf, -torch.inf])
+CERTAIN = torch.tensor([0.0, -torch.inf, -torch.inf, -torch.inf])
+
+
+@pytest.mark.parametrize(
+    ("policy", "taken"),
+    [
+        (ConfidenceThreshold(threshold=0.5), [0, 1, 2]),  # at least
+        (LocalLeap(threshold=0.5, relaxed=0.5), [0, 1, 2]),
+        (LocalLeap(threshold=1.0, relaxed=0.5, radius=1), [0, 1]),
+        (LocalLeap(threshold=1.0, relaxed=0.5, radius=2), [0, 1, 2]),
+        (LocalLeap(threshold=1.0, relaxed=0.5, radius=0), [0]),
+        (Hierarchy(threshold=1.0, low=1.0), [0]),  # above: the best of all
+        (Hierarchy(threshold=0.5, low=0.5), [0]),
+        (Hierarchy(threshold=0.5, low=0.4), [0]),
+        (Dilated(skip=0.5), [0, 1, 2]),
+        (EntropyThreshold(threshold=0.0), [0]),  # at most
+        (EntropyBound(gamma=0.0), [0, 1]),
+        (Frechet(delta=0.0), [0]),  # 1 + 1/2 - 1 is not more than 1 - 1/2
+        (Factor(factor=1.5), [0]),  # 3 (1 - 1/2) is not less
+        (Factor(factor=1.6), [0, 1]),
+        (WithBudget(policy=ConfidenceThreshold(threshold=0.5), k=2), [0, 1]),
+        (FixedK(), [0]),
+    ],
+    ids=str,
+)
+def test_at_the_bound_itself(policy, taken):
+    state, seen = observe(torch.stack([CERTAIN, HALF, HALF])[None], policy=policy)
+    region = Region.between(state, 1, 4, starts_block=True)
+    getattr(policy, "block_started", lambda state, region: None)(state, region)
+    chosen = policy.select(state, seen) & seen.eligible
+    assert chosen[0].nonzero()[:, 0].tolist() == taken
 
 
 @given(settings_of_a_run(), st.floats(0.2, 1.0), st.floats(0.0, 0.9), st.integers(0, 6), st.integers(0, 3))
@@ -171,7 +211,7 @@ def test_dynamic_threshold(run, high, alpha, window, tail):
         total = len(inside)
         end = max(row.positions) + 1
         for p, masked in row.canvas.items():
-            if p >= end and (p < end + window or p >= row.state.end_of_targets - tail):
+            if p >= end and (p < end + window or p > max(row.canvas) - tail):
                 total += 1
                 open_ += masked
         share = 1.0 if row.block_forwards == 0 else open_ / max(total, 1)
@@ -202,11 +242,10 @@ def test_fixed_k_at_random_takes_its_budget(run, k):
 
 
 def test_a_random_choice_is_another_one_for_another_seed_row_and_step():
-    run = {"model": model(vocabulary=6), "lengths": [2, 2], "gen_length": 12}
     chosen = []
     for seed in (0, 1):
-        sampler = Sampler(run["model"], unmasking=FixedK(k=6, score="random"), schedule="whole_canvas")
-        first = next(sampler.steps(prompts(run["lengths"]), 12, seed=seed))
+        sampler = Sampler(model(), unmasking=FixedK(k=6, score="random"), schedule="whole_canvas")
+        first = next(sampler.steps(prompts([2, 2]), 12, seed=seed))
         chosen += first.decision.commit.tolist()
     assert len({tuple(x) for x in chosen}) == 4
 
@@ -218,12 +257,13 @@ def test_a_random_choice_is_another_one_for_another_seed_row_and_step():
             st.just({"name": "whole_canvas"}),
         ),
         caches=("none",),
+        fill=False,
     ),
     st.integers(12, 20),
 )
 @few
 def test_fixed_k_shares_out_its_steps(run, total):
-    length = run["schedule"].get("block_length", 99)
+    length = run["settings"]["schedule"].get("block_length", 99)
     blocks = [min(length, run["gen_length"] - start) for start in range(0, run["gen_length"], length)]
     shares = []
     for n in range(len(blocks)):
@@ -312,7 +352,16 @@ def test_dream_schedule(run, total, algorithm, eps):
     walk(run, DreamSchedule(steps=total, algorithm=algorithm, eps=eps), expected)
 
 
-@given(settings_of_a_run(), st.integers(2, 3), st.floats(0.0, 0.8))
+@given(
+    settings_of_a_run(
+        schedules=st.one_of(
+            st.builds(lambda n: {"name": "fixed_blocks", "block_length": n}, st.integers(1, 12)),
+            st.just({"name": "whole_canvas"}),
+        )
+    ),
+    st.integers(2, 3),
+    st.floats(0.0, 0.8),
+)
 @few
 def test_dilated(run, base, skip):
     def rounds(length):
@@ -327,11 +376,8 @@ def test_dilated(run, base, skip):
             found = [*found[:-2], found[-2] + found[-1]]
         return found
 
-    if run["schedule"]["name"] in ("sliding", "multi_block"):
-        run["schedule"] = {"name": "fixed_blocks", "block_length": run["schedule"]["block_length"] + 3}
-
     def expected(row, _):
-        parts = rounds(len(row.positions))
+        parts = rounds(len(row.inside))
         chosen = set()
         for i in row.may:
             at = next(n for n, part in enumerate(parts) if i in part)
@@ -376,6 +422,8 @@ def test_p2(run, total, eta, kappa):
 def test_klass(run, bound, kl, history):
     def expected(row, memory):
         before, counts = memory.get("before", {}), memory.get("counts", {})
+        if row.block_forwards == 0:
+            before = {}
         now, stable = {}, {}
         for i in row.inside:
             at = row.positions[i]
@@ -461,7 +509,7 @@ def one(row, _):
 
 
 @given(
-    settings_of_a_run(),
+    settings_of_a_run(fill=False),
     st.none() | st.integers(0, 5),
     st.integers(1, 6),
     st.none() | st.integers(1, 8),
@@ -604,6 +652,8 @@ def test_a_policy_that_does_more_than_commit_cannot_be_combined(holder):
 def test_policies_are_asked_in_their_order():
     """The second is what decides where the first commits nothing, and only there."""
     never = ConfidenceThreshold(threshold=1.0)
-    run = {"model": model(5, scale=1.0), "lengths": [3], "gen_length": 8, "schedule": "whole_canvas"}
+    run = {
+        "model": model(5, scale=1.0), "lengths": [3], "gen_length": 8, "settings": {"schedule": "whole_canvas"},
+    }  # fmt: skip
     for policies in ((never, FixedK(k=3)), (FixedK(k=3), never)):
         walk(run, FirstOf(policies=policies), lambda row, _: ranked(row.may, row.log_c)[:3])

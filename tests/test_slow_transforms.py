@@ -28,8 +28,7 @@ from dllm_sampling import (
     load_model,
 )
 from dllm_sampling.testing import ChosenModel
-from tests.slow import model, prompts, rows_of, settings_of_a_run, steps
-from tests.test_regions import Some
+from tests.slow import Some, in_call_order, model, opened, prompts, rows_of, settings_of_a_run, steps
 
 few = settings(max_examples=40)
 
@@ -104,6 +103,13 @@ def test_a_token_may_be_given_as_its_text_or_as_text_of_one_token():
         step = next(Sampler(backbone, transforms=[SuppressTokens(tokens=(token,))]).steps([[1, 2]], 4))
         ids.append((step.observation.logits[0, 0] == -math.inf).nonzero()[:, 0].tolist())
     assert ids == [[known[text]], [known[text]], [backbone.facts.vocab_size - 1], [0]]
+    # A text that is written otherwise in the vocabulary.
+    assert " pens" not in known
+    (pens,) = backbone.tokenizer(" pens", add_special_tokens=False)["input_ids"]
+    step = next(Sampler(backbone, transforms=[SuppressTokens(tokens=(" pens",))]).steps([[1, 2]], 4))
+    assert (step.observation.logits[0, 0] == -math.inf).nonzero()[:, 0].tolist() == [pens]
+    with pytest.raises(ConfigurationError, match="'Mia pens' is 2 tokens, not one"):
+        Sampler(backbone, transforms=[SuppressTokens(tokens=("Mia pens",))]).generate([[1, 2]], 4)
 
 
 @given(settings_of_a_run(), st.floats(0.1, 4.0))
@@ -112,7 +118,7 @@ def test_guidance(run, scale):
     Before.kept.clear()
     predict = run["model"].predict
     transforms = [Before(), ClassifierFreeGuidance(scale=scale)]
-    run["cache"] = "none"  # so that a forward predicts from the whole canvas
+    run["settings"]["cache"] = "none"  # so that a forward predicts from the whole canvas
     for step in steps(run, Some(share=0.3), transforms=transforms):
         raw, state = Before.kept.pop(), step.state
         tokens = state.tokens.clone()
@@ -144,14 +150,15 @@ def test_guidance_leaves_what_is_impossible_as_it_is():
 @given(settings_of_a_run(longest=14))
 @few
 def test_eos_guard(run):
-    run["wrappers"], run["stop_at_eos"] = [EosGuard()], False
-    for step in steps(run, Some(share=0.4)):
+    cuts = getattr(run["settings"]["schedule"], "get", dict().get)("name") == "adablock"  # holds back too
+    for step in steps(run, Some(share=0.4), wrappers=[EosGuard()], stop_at_eos=False):
         ends = step.state.facts.eos_token_ids
         for row in rows_of(step):
             for j in row.inside:
                 left = any(open_ for p, open_ in row.canvas.items() if p < row.positions[j])
                 held = row.token(j) in ends and left
-                assert row.eligible[j] == (row.masked[j] and row.fresh[j] and not held)
+                wanted = row.masked[j] and row.fresh[j] and not held
+                assert row.eligible[j] == wanted or (cuts and not row.eligible[j])
 
 
 @pytest.mark.parametrize("length", [2, 3, 5])
@@ -174,7 +181,9 @@ def test_fast_dllm_dream(length, lengths):
         if region.starts_block:
             starts += 1
             assert region.span == slice(start, stop)
-            assert seen.eligible.tolist() == [[p == start for p in range(start, stop)]] * step.state.batch
+            assert (step.decision.commit & seen.eligible).tolist() == [
+                [p == start for p in range(start, stop)]
+            ] * step.state.batch
         else:
             assert region.span == slice(start + 1, stop)
             assert torch.equal(seen.eligible, seen.masked & seen.fresh)
@@ -218,34 +227,30 @@ def finished(row, ends, pad, stop_at_eos):
     return found, count
 
 
-@given(settings_of_a_run(longest=14), st.booleans(), st.sampled_from([1, 2, 8]))
+@given(settings_of_a_run(longest=14), st.booleans())
 @few
-def test_what_is_returned(run, stop, size):
-    run["stop_at_eos"], run["observers"] = stop, [Last()]
-    lengths, gen = run["lengths"], run["gen_length"]
+def test_what_is_returned(run, stop):
     Last.rows.clear()
-    settings_ = {k: v for k, v in run.items() if k not in ("model", "lengths", "gen_length")}
-    sampler = Sampler(run["model"], unmasking=Some(share=0.5), batch_size=size, **settings_)
-    facts = run["model"].facts
-    if size == 8:
-        result = sampler.generate(prompts(lengths), gen)
-        order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-        rows = [Last.rows[order.index(i)] for i in range(len(lengths))]
-    else:  # several batches: each row as the last of its batch
-        result, rows = sampler.generate(prompts(lengths)[:size], gen), None
-        lengths = lengths[:size]
-        order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-        rows = [Last.rows[order.index(i)] for i in range(len(lengths))]
-    width = max(lengths) + gen
-    assert result.sequences.shape == (len(lengths), width)
-    assert result.forward_of_position.shape == result.confidence.shape == (len(lengths), gen)
+    done = opened(run, unmasking=Some(share=0.5), observers=[Last()], stop_at_eos=stop)
+    result, facts = done.finish(), run["model"].facts
+    rows = in_call_order(run, Last.rows)
+    gen = run.get("gen_length", max(run["sizes"]))
+    width = gen if "canvases" in run else gen + max(run["sizes"])
+    assert result.sequences.shape == (len(rows), width)
+    assert result.forward_of_position.shape == result.confidence.shape == (len(rows), gen)
     for i, row in enumerate(rows):
         cells, count = finished(row, facts.eos_token_ids, facts.pad_token_id, stop)
-        wanted = [facts.pad_token_id] * (width - len(cells)) + [token for _, token, _, _ in cells]
-        assert result.sequences[i].tolist() == wanted
-        assert result.forward_of_position[i].tolist() == [at for *_, at, _ in cells][-gen:]
-        found = result.confidence[i].tolist()
-        assert found == pytest.approx([c for *_, c in cells][-gen:], nan_ok=True)
+        missing = width - len(cells)
+        # Prompts are padded on the left, canvases to fill on the right.
+        left, right = (0, missing) if "canvases" in run else (missing, 0)
+
+        def padded(values, fill, left=left, right=right):
+            return [fill] * left + values + [fill] * right
+
+        assert result.sequences[i].tolist() == padded([c[1] for c in cells], facts.pad_token_id)
+        assert result.forward_of_position[i].tolist() == padded([c[2] for c in cells], -1)[-gen:]
+        wanted = padded([c[3] for c in cells], math.nan)[-gen:]
+        assert result.confidence[i].tolist() == pytest.approx(wanted, nan_ok=True)
         assert int(result.tokens[i]) == count
     assert result.tokens_per_forward == int(result.tokens.sum()) / int(result.row_forwards.sum())
 
@@ -320,7 +325,7 @@ def test_a_canvas_of_another_shape_is_refused():
         def transform(self, state, observation):
             return observation.logits
 
-    with pytest.raises(PluginError, match=r"canvas 'short' is \[1, 2\]; the batch is \[1, 3\]"):
+    with pytest.raises(PluginError, match=r"canvas 'short'.*\[1, 2\].*\[1, 3\]"):
         Sampler(model(), transforms=[Narrow()]).generate([[1]], 2)
 
 
