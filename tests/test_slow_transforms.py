@@ -14,6 +14,7 @@ from dllm_sampling.strategies import (
     FastDllmDream,
     FixedBlocks,
     SuppressTokens,
+    WholeCanvas,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -161,35 +162,46 @@ def test_eos_guard(run):
                 assert row.eligible[j] == wanted or (cuts and not row.eligible[j])
 
 
-@pytest.mark.parametrize("length", [2, 3, 5])
-@pytest.mark.parametrize("lengths", [[3], [2, 4]])
-def test_fast_dllm_dream(length, lengths):
-    """The refresh of a block commits its first position; after it the region starts behind that."""
+@given(settings_of_a_run(caches=("none",), longest=14), st.integers(1, 6), st.booleans())
+@few
+def test_fast_dllm_dream(run, length, whole):
+    """On a block's refresh its first open position; then the region without its start, once that is written."""
+    schedule = WholeCanvas() if whole else FixedBlocks(block_length=length)
+    holes = run["settings"]["wrappers"]
+    fixed = {"wrappers": [*holes, FastDllmDream()], "schedule": schedule, "stop_at_eos": False}
+    for step in steps(run, Some(share=0.4), **fixed):
+        state, region = step.state, step.region
+        targets = [[p for p, x in enumerate(row) if x] for row in state.targets.tolist()]
+        first = state.first_target
+        for i, row in enumerate(rows_of(step)):
+            block = next(b for b, p in zip(row.blocks, row.positions, strict=True) if p >= 0)
+            start, end = (
+                (first, targets[i][-1] + 1) if whole else (first + block * length, targets[i][-1] + 1)
+            )
+            end = end if whole else min(start + length, end)
+            columns = list(range(start, end))
+            if region.starts_block:
+                chosen = [j for j in row.inside if row.masked[j]][:1]
+                assert step.decision.commit[i].nonzero()[:, 0].tolist() == chosen
+            elif not state.masked[i, start]:
+                columns.remove(start)
+            assert [row.positions[j] for j in row.inside] == columns
+        if region.span is not None:
+            span = list(range(region.span.start, region.span.stop))
+            assert region.positions.tolist() == [span] * state.batch
+
+
+def test_fast_dllm_dream_leaves_the_cheap_path_open():
+    """Where every row has written its first position, the region is one span behind it."""
     sampler = Sampler(
         model(3),
         unmasking={"name": "fixed_k", "k": 2},
-        cache="dual",
-        schedule=FixedBlocks(block_length=length),
+        schedule=FixedBlocks(block_length=5),
         wrappers=[FastDllmDream()],
         stop_at_eos=False,
     )
-    first, end, starts = max(lengths), max(lengths) + 10, 0
-    for step in sampler.steps(prompts(lengths), 10):
-        region, seen = step.region, step.observation
-        block = int(region.blocks[0, 0])
-        start, stop = first + block * length, min(first + (block + 1) * length, end)
-        if region.starts_block:
-            starts += 1
-            assert region.span == slice(start, stop)
-            assert (step.decision.commit & seen.eligible).tolist() == [
-                [p == start for p in range(start, stop)]
-            ] * step.state.batch
-        else:
-            assert region.span == slice(start + 1, stop)
-            assert torch.equal(seen.eligible, seen.masked & seen.fresh)
-        assert region.positions.tolist() == [list(range(region.span.start, stop))] * step.state.batch
-        assert set(region.blocks.flatten().tolist()) == {block}
-    assert starts == -(-10 // length)
+    spans = [step.region.span for step in sampler.steps(prompts([2, 4]), 10)]
+    assert spans == [slice(4, 9), slice(5, 9), slice(5, 9), slice(9, 14), slice(10, 14), slice(10, 14)]
 
 
 # The end of a run -----------------------------------------------------------------------------------
