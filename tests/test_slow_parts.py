@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dllm_sampling import (
@@ -117,14 +117,23 @@ def test_the_finaliser_is_the_published_one():
     assert drawn.tolist() == [signed(splitmix(GOLDEN * n)) for n in (1, 2, 3)]
 
 
-@given(st.integers(-(2**65), 2**65), st.integers(0, 10**6), st.integers(0, 10**4), st.integers(0, 10**4))
-def test_noise_is_its_formula(seed, row, step, position):
+@given(
+    st.integers(-(2**65), 2**65),
+    st.integers(0, 10**6),
+    st.integers(0, 10**4),
+    st.integers(0, 10**4),
+    st.sampled_from(["tokens", "cache", "unmasking", "unmasking.policies[1]", "x"]),
+)
+@example(2**63, 0, 0, 0, "tokens")
+@example(2**64 + 5, 1, 0, 0, "unmasking")
+@example(-(2**63) - 1, 0, 1, 0, "cache")
+def test_noise_is_its_formula(seed, row, step, position, purpose):
     (first,) = noise.row_seeds(seed, torch.tensor([row])).tolist()
     assert first == signed(splitmix(splitmix(row * GOLDEN + seed) + GOLDEN))
-    salt = int.from_bytes(hashlib.blake2b(b"cache", digest_size=8).digest(), "big")
+    salt = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "big")
     key = splitmix(splitmix(splitmix(first + salt) + step * GOLDEN) + position * GOLDEN)
     given_ = [torch.tensor([x]) for x in (first, step, position)]
-    assert noise.keys(*given_, "cache").tolist() == [signed(key)]
+    assert noise.keys(*given_, purpose).tolist() == [signed(key)]
     uniform = ((splitmix(key + GOLDEN) >> 12) + 0.5) / 2**52
     assert noise.uniform(torch.tensor([signed(key)])).tolist() == [uniform]
     drawn = noise.gumbel(torch.tensor([signed(key)]), 3)[0].tolist()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -37,7 +39,7 @@ from dllm_sampling.strategies import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm_sampling import ConfigurationError, PluginError, Region, Sampler
+from dllm_sampling import BlockSchedule, ConfigurationError, PluginError, Region, Sampler
 from dllm_sampling.testing import observe
 from tests.slow import Holes, model, prompts, ranked, settings_of_a_run, steps, sure, walk
 
@@ -250,11 +252,30 @@ def test_a_random_choice_is_another_one_for_another_seed_row_and_step():
     assert len({tuple(x) for x in chosen}) == 4
 
 
+class AllBlocks(BlockSchedule):
+    """Every block at once, each under its number."""
+
+    name: ClassVar[str] = "all_blocks"
+    block_length: int = 3
+
+    def plan_region(self, state):
+        begun = state.memory(self).setdefault("begun", [])
+        begun.append(True)
+        region = Region.between(state, state.first_target, state.length, starts_block=len(begun) == 1)
+        return replace(region, blocks=(region.positions - state.first_target) // self.block_length)
+
+    def plan_blocks(self, state):
+        counts = state.targets[:, state.first_target :].long()
+        missing = -counts.shape[1] % self.block_length
+        return torch.nn.functional.pad(counts, (0, missing)).unflatten(1, (-1, self.block_length)).sum(-1)
+
+
 @given(
     settings_of_a_run(
         schedules=st.one_of(
             st.builds(lambda n: {"name": "fixed_blocks", "block_length": n}, st.integers(1, 8)),
             st.just({"name": "whole_canvas"}),
+            st.builds(AllBlocks, block_length=st.integers(1, 6)),
         ),
         caches=("none",),
         fill=False,
@@ -263,7 +284,8 @@ def test_a_random_choice_is_another_one_for_another_seed_row_and_step():
 )
 @few
 def test_fixed_k_shares_out_its_steps(run, total):
-    length = run["settings"]["schedule"].get("block_length", 99)
+    schedule = run["settings"]["schedule"]
+    length = schedule.block_length if isinstance(schedule, AllBlocks) else schedule.get("block_length", 99)
     blocks = [min(length, run["gen_length"] - start) for start in range(0, run["gen_length"], length)]
     shares = []
     for n in range(len(blocks)):
