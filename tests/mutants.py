@@ -49,13 +49,14 @@ CATALOGUE = [
     "tests/test_catalogue.py",
     "--deselect=tests/test_catalogue.py::test_frequencies_are_counted_by_the_command_line",
 ]
-ENGINE = ["tests/test_engine.py", "tests/test_composition.py"]
+ENGINE = ["tests/test_engine.py", "tests/test_composition.py", "tests/test_adversarial_plugins.py"]
 Tests = tuple[list[str], list[str]]  # the narrow ones, the wider ones
 TESTS: dict[str, Tests] = {
     "dllm_sampling/engine.py": (
         ["tests/test_guard.py"],
         ["tests/test_slow_transforms.py", *ENGINE],
     ),
+    "dllm_sampling/answers.py": (["tests/test_adversarial_plugins.py"], ENGINE),
     "dllm_sampling/state.py": (
         ["tests/test_guard.py"],
         ["tests/test_slow_parts.py", "tests/test_cache_plans.py", "tests/test_slow_transforms.py", *ENGINE],
@@ -107,12 +108,16 @@ def _fill_tests() -> None:
             if path.stem != "__init__":
                 name = NAMED.get(path.stem, path.stem)
                 rest = RULES if file == "tests/test_slow_rules.py" else [file, *wider]
-                TESTS[f"{folder}/{path.name}"] = ([file, "-k", name], rest)
+                narrow = [file, "tests/test_settings.py", "-k", f"{name} or bound"]
+                TESTS[f"{folder}/{path.name}"] = ([*MORE.get(path.stem, []), *narrow], rest)
 
 
+# Files with tests of a rule's chances, beside the one of its kind.
+MORE = {"dream_schedule": ["tests/test_rules.py"], "fixed_k": ["tests/test_rules.py"]}
 # Modules that are not named in the names of their tests.
 NAMED = {
     "suffix_window": "suffix or visible or scale or drawn",
+    "dream_schedule": "dream or alg_temp or without_effect",
     "ragged": "sliding or multi_block",
     "classifier_free_guidance": "guidance",
     "suppress_tokens": "suppress or token",

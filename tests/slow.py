@@ -11,7 +11,16 @@ import torch
 from hypothesis import reject
 from hypothesis import strategies as st
 
-from dllm_sampling import BlockSchedule, CachePolicy, ForwardPlan, Region, Sampler, UnmaskingPolicy, Wrapper
+from dllm_sampling import (
+    BlockSchedule,
+    CachePolicy,
+    ForwardPlan,
+    Region,
+    Sampler,
+    UnmaskingPolicy,
+    Wrapper,
+    noise,
+)
 from dllm_sampling import prompts as prompting
 from dllm_sampling.engine import Run
 from dllm_sampling.testing import ChosenModel
@@ -170,6 +179,14 @@ class Row:
         """Between the two largest logits."""
         first, second = sorted(self.logits[i], reverse=True)[:2]
         return first - second
+
+    def uniform(self, i, purpose):
+        """The run's noise: a function of the row's seed, its clock, the place in its text, the purpose."""
+        at = self.state.rows.index(self.row)
+        place = self.state.position_ids[at, self.positions[i]]
+        return float(
+            noise.uniform(noise.keys(self.state.seeds[at], self.state.row_steps[at], place, purpose))
+        )
 
     @property
     def inside(self):

@@ -374,6 +374,39 @@ def test_dream_schedule(run, total, algorithm, eps):
     walk(run, DreamSchedule(steps=total, algorithm=algorithm, eps=eps), expected)
 
 
+@given(settings_of_a_run(caches=("none",)), st.integers(2, 6), st.floats(0.05, 2.0))
+@few
+def test_dream_schedule_draws_with_the_noise_of_its_row(run, total, temperature):
+    """Places by score / alg_temp + Gumbel noise; with `origin` each open target with the step's share."""
+    times = torch.linspace(1, 1e-3, total + 1)
+
+    def share(row):
+        return 1 - times[row.steps + 1] / times[row.steps] if row.steps < total - 1 else torch.tensor(1.0)
+
+    def drawn(row, _):
+        def score(i):
+            return row.c(i) / temperature - math.log(-math.log(row.uniform(i, "unmasking")))
+
+        return ranked(row.may, score)[: int(sum(row.masked) * share(row))]
+
+    run["settings"]["wrappers"] = []  # so that the last step commits everything
+    run["settings"]["schedule"] = "whole_canvas"
+    walk(run, DreamSchedule(steps=total, algorithm="maskgit_plus", alg_temp=temperature), drawn)
+    walk(
+        run,
+        DreamSchedule(steps=total, algorithm="origin"),
+        lambda row, _: {
+            i for i in row.may if sure(row.uniform(i, "unmasking"), float(share(row))) < share(row)
+        },
+    )
+    k = total // 2
+    walk(
+        run,
+        FixedK(k=k, score="random"),
+        lambda row, _: ranked(row.may, lambda i: row.uniform(i, "unmasking"))[:k],
+    )
+
+
 @given(
     settings_of_a_run(
         schedules=st.one_of(
