@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch import Tensor
 from dllm_sampling.errors import PluginError
 from dllm_sampling.observation import Observation
 from dllm_sampling.state import Decision, DecodingState, ForwardPlan, Region
+
+T = TypeVar("T")
 
 # More steps than any run takes; idle steps are added up in 64 bits.
 MOST_STEPS = 2**31 - 1
@@ -171,7 +173,7 @@ def described(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _instance(who: str, answer: Any, kind: type[Any]) -> Any:
+def _instance(who: str, answer: Any, kind: type[T]) -> T:
     if not isinstance(answer, kind):
         raise PluginError(f"{who} answered {described(answer)}; it must be a {kind.__name__}.")
     return answer
