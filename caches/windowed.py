@@ -76,13 +76,16 @@ class Windowed(CachePolicy):
         longest, memory["width"] = max(width, memory.get("width", width)), width
         low, back = start - self.left, self.left
         if self.delay is not None:
-            # The last region's start is no further back than that region was long.
-            low, back = low.minimum(before - self.delay), max(back, longest + self.delay)
+            # As far as the last region was long: behind a stretch of given text its start is out of reach.
+            back = max(back, longest + self.delay)
+            low = low.minimum(before - self.delay).maximum(start - back)
         if not self.prompt:
             low = low.clamp_min(state.first_target)
         right = state.length if self.right is None else self.right
-        high = region.positions.amax(1, keepdim=True) + 1 + right
-        inside = (state.columns >= low) & (state.columns < high)
+        last = region.positions.amax(1, keepdim=True)
+        near = (state.columns >= low) & (state.columns < start)
+        near = near | ((state.columns > last) & (state.columns <= last + right))
+        inside = state.placed(near, region.positions, True)
         return ForwardPlan.of(inside, min(state.length, width + back + right))
 
     def committed(self, state: DecodingState, observation: Observation, decision: Decision) -> None:

@@ -133,12 +133,16 @@ class ForwardPlan:
         if region.span is not None:
             stop = state.length if right is None else min(region.span.stop + right, state.length)
             return cls(slice(max(region.span.start - left, 0), stop))
-        inside = region.positions >= 0
-        first = region.positions.masked_fill(~inside, state.length).amin(1, keepdim=True) - left
-        last = region.positions.amax(1, keepdim=True) + (state.length if right is None else right)
-        width = state.length if right is None else region.positions.shape[1] + left + right
-        columns = first.clamp_min(0) + torch.arange(min(width, state.length), device=first.device)
-        return cls(columns.where(columns <= last.clamp_max(state.length - 1), -1))
+        inside, device = region.positions >= 0, state.columns.device
+        first = region.positions.masked_fill(~inside, state.length).amin(1, keepdim=True)
+        if right is None:
+            columns = (first - left).clamp_min(0) + state.columns
+            return cls(columns.where(columns < state.length, -1))
+        before = first - left + torch.arange(left, device=device)
+        after = region.positions.amax(1, keepdim=True) + 1 + torch.arange(right, device=device)
+        around = torch.cat([before, after], 1)
+        around = around.where((around >= 0) & (around < state.length) & inside.any(1, keepdim=True), -1)
+        return cls(torch.cat([around[:, :left], region.positions, around[:, left:]], 1))
 
     @property
     def width(self) -> int:

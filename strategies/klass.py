@@ -32,7 +32,7 @@ class Klass(UnmaskingPolicy):
         memory, positions = state.memory(self), observation.positions
         now = observation.logits.log_softmax(-1)
         stable = torch.zeros_like(positions)
-        if "before" in memory:
+        if "before" in memory and state.block_forwards:
             # Where nothing was predicted before, a divergence of NaN is below no bound.
             before = realigned(memory["before"], memory["positions"], positions, torch.nan)
             count = realigned(memory["stable"], memory["positions"], positions, 0)

@@ -495,9 +495,6 @@ def test_two_visible_sets_are_both_kept():
     assert step.plan.refresh
 
 
-@pytest.mark.xfail(
-    strict=True, reason="ForwardPlan.window: as many columns as the region has places, though it has gaps"
-)
 @pytest.mark.parametrize("cache", [DualCache(), Windowed(left=0, right=0, prompt=False)])
 def test_the_window_of_a_region_with_gaps_reaches_its_last_position(cache):
     run = {
