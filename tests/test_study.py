@@ -146,7 +146,7 @@ def test_a_broken_policy_is_refused_before_anything_runs():
         def select(self, state, observations):
             return observations.masked
 
-    with pytest.raises(ConfigurationError, match=r"(?s)sampler 'broken': Broken .*observations"):
+    with pytest.raises(ConfigurationError, match=r"(?s)sampler 'broken': Broken.*observations"):
         Study.of({**SMALL, "samplers": [{"name": "broken", "unmasking": Broken()}]})
 
 
@@ -255,7 +255,8 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(tmp_path):
     results = small(samplers=samplers).run(tmp_path)
     assert [row.sampler for row in results.rows] == ["one at a time", "threshold 0.5", "threshold 0.9"]
     (message,) = results.failed.values()
-    assert message == "bundled / word_problems / broken / seed 0: IndexError: seven"
+    assert message.startswith("bundled / word_problems / broken / seed 0: ")
+    assert "IndexError: seven" in message
     log = (tmp_path / "log.txt").read_text()
     assert "raise IndexError" in log  # the traceback, for its author
     assert log.count("failed and is left out") == 1
@@ -670,7 +671,7 @@ def test_a_failed_cell_makes_the_exit_code_1(tmp_path):
         "compare", path, "--limit", 4, "--output", tmp_path / "out", "--plugins-dir", tmp_path / "plugins"
     )
     assert code == 1
-    assert "failed: bundled / word_problems / late / seed 0: IndexError: late" in err
+    assert re.search("failed: bundled / word_problems / late / seed 0: .*IndexError: late", err)
     assert "threshold 0.9" in out
 
 
