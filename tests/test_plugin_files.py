@@ -197,6 +197,21 @@ def test_a_helper_imported_in_the_middle_of_a_run(tmp_path):
     assert result.forward_of_position[0].tolist() == [0, 1, 2, 3]
 
 
+def test_a_plugin_has_one_name_wherever_it_lies_and_its_neighbours_import_it(tmp_path):
+    names = set()
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        text = OBSERVER.format("'seen'").replace(
+            "import Observer", "import Observer\nfrom .my_rule import LeftToRight"
+        )
+        write(tmp_path / place, my_rule=GOOD.replace("left_to_right", "ltr"), other=text)
+        found, told = loaded(tmp_path / place)
+        assert told == []
+        names.add(found.classes("unmasking")["ltr"].__module__)
+        assert sys.modules["dllm_sampling_plugin_other"].LeftToRight is found.classes("unmasking")["ltr"]
+    assert names == {"dllm_sampling_plugin_my_rule"}
+
+
 def test_a_class_that_cannot_be_built_is_blamed_on_its_plugin(tmp_path):
     text = OBSERVER.format("'leaver'").replace(
         "def register", "    def model_post_init(self, context): raise SystemExit('bye')\ndef register"
