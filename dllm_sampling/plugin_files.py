@@ -85,17 +85,21 @@ def forget(folder: str) -> None:
 def undisturbed() -> Iterator[None]:
     """While plugins are loaded what they print goes to stderr, and nothing can be asked of the user.
 
-    What they do to the filters of warnings is undone; folders that they put on `sys.path` move to its end,
-    where they hide no other module.
+    The working directory and the filters of warnings stay as they were; folders that they put on `sys.path`
+    move to its end, where they hide no other module.
     """
-    before = list(sys.path)
-    asked = sys.stdin
+    before, where = list(sys.path), None
+    with contextlib.suppress(OSError):  # it may have been removed
+        where = os.getcwd()
+    asked, told = sys.stdin, sys.stderr
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         sys.stdin = io.StringIO()
         try:
             yield
         finally:
-            sys.stdin = asked
+            sys.stdin, sys.stderr = asked, told
+            if where is not None:
+                os.chdir(where)
             if sys.path != before:
                 sys.path[:] = [*before, *(entry for entry in sys.path if entry not in before)]
 

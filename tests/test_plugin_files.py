@@ -33,7 +33,21 @@ BROKEN = {
     "base": ("class Mine(BaseException): pass\nraise Mine('a\\nb\\x1b[2J')", r"Mine: a b\x1b[2J"),
     "unprintable": (
         "class Mine(Exception):\n    def __str__(self): raise ValueError\nraise Mine",
-        "Mine: its message cannot be read",
+        "an error whose message cannot be read",
+    ),
+    "exits_when_asked": (
+        "class Mine(Exception):\n    def __str__(self): raise SystemExit\nraise Mine",
+        "an error whose message cannot be read",
+    ),
+    "counts": (
+        "import itertools\nfrom typing import ClassVar\nfrom dllm_sampling import Task\n"
+        + "class A(Task):\n    name: ClassVar[str] = 'a'\n    def examples(self): return []\n    def is_correct(self, text, example): return True\n"
+        "def register_tasks():\n    for i in itertools.count():\n        A.name = str(i)\n        yield A",
+        "offers more than 1000 classes",
+    ),
+    "field": (
+        OBSERVER.format("'a'").replace("ClassVar[str]", "str"),
+        "A has no name: `name: ClassVar[str] = ...`",
     ),
     "long": ("raise ValueError('x' * 10**6)", "ValueError: xxx"),
     "endless": ("def f(): f()\nf()", "RecursionError"),
@@ -128,14 +142,15 @@ def test_what_a_file_prints_and_changes_while_it_is_loaded(tmp_path, capfd):
     write(
         tmp_path,
         a=f"import sys, warnings\nprint('hello')\nsys.path.insert(0, {str(tmp_path)!r})\n"
-        "warnings.simplefilter('ignore')\n" + GOOD,
+        "import os\nos.chdir('/')\nwarnings.simplefilter('ignore')\n" + GOOD,
         b="raise ValueError('told all the same')",
         json="raise ValueError('shadows')",
     )
-    before = list(sys.path)
+    before, where = list(sys.path), Path.cwd()
     try:
         found, told = loaded(tmp_path)
         assert sys.path == [*before, str(tmp_path)]
+        assert Path.cwd() == where
         sys.modules.pop("json.tool", None)
         import json.tool  # from the standard library still
 
