@@ -104,10 +104,12 @@ def in_one_line(text: str, limit: int = 500) -> str:
 def told(error: BaseException) -> str:
     """An error's type and message in one line, whatever its message holds or does."""
     try:
-        message = in_one_line(str(error))
-    except Exception:  # noqa: BLE001 - whatever its message raises
-        message = "its message cannot be read"
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+        name, message = in_one_line(type(error).__name__, 100), in_one_line(str(error))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - a plugin's own error may fail or exit when it is asked
+        return "an error whose message cannot be read"
+    return f"{name}: {message}" if message else name
 
 
 def _cut(text: str, limit: int) -> str:

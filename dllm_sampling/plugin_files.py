@@ -26,10 +26,11 @@ from typing import Any
 
 from dllm_sampling.errors import ConfigurationError, PluginError
 
+PLUGIN = "dllm_sampling_plugin"
 PACKAGE = "dllm_sampling_plugin_folder"
 MOST_BYTES = 10_000_000
 
-# The package of each folder. Names go by number, so that they are the same wherever a folder lies.
+# The package of each folder. Names do not tell where it lies: a plugin that moves stays what it is.
 _packages: dict[str, str] = {}
 
 
@@ -55,18 +56,17 @@ def load_file(path: Path) -> ModuleType:
         raise PluginError("is a folder, not a file." if path.is_dir() else "is no regular file.")
     if found.st_size > MOST_BYTES:
         raise PluginError(f"has {found.st_size} bytes; a plugin has at most {MOST_BYTES}.")
-    # A dot would make a package of what stands before it.
-    name = f"{_package_of(path.parent)}.{path.stem.replace('.', '_dot_')}"
-    if name in sys.modules:  # a plugin beside it has imported it
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path, loader=_Source(name, str(path)))
-    assert spec is not None
+    package, stem = _package_of(path.parent), path.stem.replace(".", "_dot_")
+    spec = _Spec(f"{PLUGIN}_{stem}", path, package)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    # The second name is for plugins beside it: `from .this import that`.
+    names = (spec.name, f"{package}.{stem}")
+    sys.modules.update(dict.fromkeys(names, module))
     try:
-        _Source(name, str(path)).exec_module(module)
+        spec.source.exec_module(module)
     except BaseException:
-        sys.modules.pop(name, None)
+        for name in names:
+            sys.modules.pop(name, None)
         raise
     return module
 
@@ -85,17 +85,21 @@ def forget(folder: str) -> None:
 def undisturbed() -> Iterator[None]:
     """While plugins are loaded what they print goes to stderr, and nothing can be asked of the user.
 
-    What they do to the filters of warnings is undone; folders that they put on `sys.path` move to its end,
-    where they hide no other module.
+    The working directory and the filters of warnings stay as they were; folders that they put on `sys.path`
+    move to its end, where they hide no other module.
     """
-    before = list(sys.path)
-    asked = sys.stdin
+    before, where = list(sys.path), None
+    with contextlib.suppress(OSError):  # it may have been removed
+        where = os.getcwd()
+    asked, told = sys.stdin, sys.stderr
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         sys.stdin = io.StringIO()
         try:
             yield
         finally:
-            sys.stdin = asked
+            sys.stdin, sys.stderr = asked, told
+            if where is not None:
+                os.chdir(where)
             if sys.path != before:
                 sys.path[:] = [*before, *(entry for entry in sys.path if entry not in before)]
 
@@ -108,11 +112,25 @@ class _Source(importlib.machinery.SourceFileLoader):
         return code
 
     def exec_module(self, module: ModuleType) -> None:
-        package = module.__name__.partition(".")[0]
+        package = str(module.__package__).partition(".")[0]
         own = dict(vars(builtins))
         own["__import__"] = _Imports(package)
         vars(module)["__builtins__"] = own
         super().exec_module(module)
+
+
+class _Spec(importlib.machinery.ModuleSpec):
+    """A plugin is known by its own name, and imports as a module of its folder."""
+
+    def __init__(self, name: str, path: Path, package: str) -> None:
+        self.source = _Source(name, str(path))
+        super().__init__(name, self.source, origin=str(path))
+        self.has_location = True
+        self._package = package
+
+    @property
+    def parent(self) -> str:
+        return self._package
 
 
 class _Imports:

@@ -45,6 +45,7 @@ SELECT = "DLLM_SAMPLING_PLUGINS"
 FOLDER = "DLLM_SAMPLING_PLUGINS_DIR"
 STRICT = "DLLM_SAMPLING_STRICT_PLUGINS"
 LONGEST_NAME = 100
+MOST_OFFERED = 1000
 
 # What each hook registers: the name under which the registry keeps it.
 HOOK_KINDS = {
@@ -187,6 +188,8 @@ class Registry:
                     self._check_class(kind, hook, cls)
                     self._check_owner(info, kind, cls, offered)
                     offered.append((kind, cls.name, cls))
+                    if len(offered) > MOST_OFFERED:
+                        raise PluginError(f"{hook} offers more than {MOST_OFFERED} classes.")
         except BaseException:
             if self._manager.has_plugin(info.name):
                 self._manager.unregister(name=info.name)
@@ -207,7 +210,7 @@ class Registry:
             raise PluginError(f"{cls.__name__} does not define {missing}.")
         name = getattr(cls, "name", None)
         if name is None:
-            raise PluginError(f"{cls.__name__} has no name.")
+            raise PluginError(f"{cls.__name__} has no name: `name: ClassVar[str] = ...`")
         if type(name) is not str:
             raise PluginError(f"the name of {cls.__name__} is {_a(type(name).__name__)}, not text.")
         if not name.strip() or name != name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:

@@ -26,7 +26,9 @@ class Hierarchy(UnmaskingPolicy):
 
     name: ClassVar[str] = "hierarchy"
     threshold: float = Field(0.9, gt=0, le=1, description="Above it every position is committed.")
-    low: float = Field(0.4, ge=0, le=1, description="Above it the best of a run is committed.")
+    low: float = Field(
+        0.4, ge=0, le=1, description="Above it the best of a run is committed; at most `threshold`."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -24,7 +24,9 @@ class LocalLeap(UnmaskingPolicy):
 
     name: ClassVar[str] = "local_leap"
     threshold: float = Field(0.9, gt=0, le=1, description="Least confidence of an anchor.")
-    relaxed: float = Field(0.75, gt=0, le=1, description="Least confidence near an anchor.")
+    relaxed: float = Field(
+        0.75, gt=0, le=1, description="Least confidence near an anchor; at most `threshold`."
+    )
     radius: int = Field(4, ge=0, description="Positions on each side that are near.")
 
     @model_validator(mode="after")

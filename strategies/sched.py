@@ -36,7 +36,7 @@ class SchED(UnmaskingPolicy):
     policy: NestedUnmaskingPolicy = Field(description="What commits until then.")
     schedule: Literal["cosine", "linear", "exponential"] = Field("cosine", description="How tau falls.")
     high: float = Field(7.5, ge=0, description="Gap asked for at the start.")
-    low: float = Field(2.5, ge=0, description="Gap asked for at the end.")
+    low: float = Field(2.5, ge=0, description="Gap asked for at the end; at most `high`.")
     k: float = Field(4.0, gt=0, description="Rate of the exponential schedule.")
     stable: bool = Field(True, description="Whether no candidate may have changed.")
     steps: int | None = Field(

@@ -107,7 +107,8 @@ def _value(rng, annotation, metadata, depth):  # noqa: PLR0911 - one line a type
 
 def _number(rng, kind, metadata):
     low, high = 0, None
-    for bound in metadata:
+    bounds = [part for bound in metadata for part in getattr(bound, "metadata", [bound])]  # those of a Field
+    for bound in bounds:
         for part in bound if isinstance(bound, annotated_types.GroupedMetadata) else [bound]:
             if isinstance(part, (annotated_types.Ge, annotated_types.Gt)):
                 low = getattr(part, "ge", getattr(part, "gt", None))

@@ -107,7 +107,7 @@ def test_the_tests_notice_a_broken_rule(installed, tmp_path):
     root, site = installed
     broken = {
         "unmasking-policy": (">= self.margin", "<= self.margin"),
-        "cache-policy": ("self.interval - 1", "self.interval"),
+        "cache-policy": ("% self.interval", "% (self.interval + 1)"),
         "block-schedule": ("length += self.growth", "length += 1"),
         "transform": ("(self.sharpness - 1)", "self.sharpness"),
     }

@@ -33,7 +33,21 @@ BROKEN = {
     "base": ("class Mine(BaseException): pass\nraise Mine('a\\nb\\x1b[2J')", r"Mine: a b\x1b[2J"),
     "unprintable": (
         "class Mine(Exception):\n    def __str__(self): raise ValueError\nraise Mine",
-        "Mine: its message cannot be read",
+        "an error whose message cannot be read",
+    ),
+    "exits_when_asked": (
+        "class Mine(Exception):\n    def __str__(self): raise SystemExit\nraise Mine",
+        "an error whose message cannot be read",
+    ),
+    "counts": (
+        "import itertools\nfrom typing import ClassVar\nfrom dllm_sampling import Task\n"
+        + "class A(Task):\n    name: ClassVar[str] = 'a'\n    def examples(self): return []\n    def is_correct(self, text, example): return True\n"
+        "def register_tasks():\n    for i in itertools.count():\n        A.name = str(i)\n        yield A",
+        "offers more than 1000 classes",
+    ),
+    "field": (
+        OBSERVER.format("'a'").replace("ClassVar[str]", "str"),
+        "A has no name: `name: ClassVar[str] = ...`",
     ),
     "long": ("raise ValueError('x' * 10**6)", "ValueError: xxx"),
     "endless": ("def f(): f()\nf()", "RecursionError"),
@@ -128,14 +142,15 @@ def test_what_a_file_prints_and_changes_while_it_is_loaded(tmp_path, capfd):
     write(
         tmp_path,
         a=f"import sys, warnings\nprint('hello')\nsys.path.insert(0, {str(tmp_path)!r})\n"
-        "warnings.simplefilter('ignore')\n" + GOOD,
+        "import os\nos.chdir('/')\nwarnings.simplefilter('ignore')\n" + GOOD,
         b="raise ValueError('told all the same')",
         json="raise ValueError('shadows')",
     )
-    before = list(sys.path)
+    before, where = list(sys.path), Path.cwd()
     try:
         found, told = loaded(tmp_path)
         assert sys.path == [*before, str(tmp_path)]
+        assert Path.cwd() == where
         sys.modules.pop("json.tool", None)
         import json.tool  # from the standard library still
 
@@ -195,6 +210,21 @@ def test_a_helper_imported_in_the_middle_of_a_run(tmp_path):
     policy = loaded(tmp_path)[0].classes("unmasking")["left_to_right"]()
     result = Sampler(tiny(), unmasking=policy, stop_at_eos=False).generate(prompts_of([4]), gen_length=4)
     assert result.forward_of_position[0].tolist() == [0, 1, 2, 3]
+
+
+def test_a_plugin_has_one_name_wherever_it_lies_and_its_neighbours_import_it(tmp_path):
+    names = set()
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        text = OBSERVER.format("'seen'").replace(
+            "import Observer", "import Observer\nfrom .my_rule import LeftToRight"
+        )
+        write(tmp_path / place, my_rule=GOOD.replace("left_to_right", "ltr"), other=text)
+        found, told = loaded(tmp_path / place)
+        assert told == []
+        names.add(found.classes("unmasking")["ltr"].__module__)
+        assert sys.modules["dllm_sampling_plugin_other"].LeftToRight is found.classes("unmasking")["ltr"]
+    assert names == {"dllm_sampling_plugin_my_rule"}
 
 
 def test_a_class_that_cannot_be_built_is_blamed_on_its_plugin(tmp_path):

@@ -27,7 +27,9 @@ class Sliding(BlockSchedule):
 
     name: ClassVar[str] = "sliding"
     block_length: int = Field(32, ge=1, description="Open targets that are offered.")
-    longest: int | None = Field(None, ge=1, description="Most positions from the first to the last offered.")
+    longest: int | None = Field(
+        None, ge=1, description="Most positions from the first to the last offered, `block_length` at least."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
