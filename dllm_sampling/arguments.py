@@ -1,23 +1,10 @@
-"""Checks of single arguments, and how a value is named in an error."""
+"""Checks of single arguments."""
 
 from __future__ import annotations
 
 from numbers import Integral
 
-from dllm_sampling.errors import ConfigurationError, DllmSamplingError
-
-_LONGEST = 60
-
-
-def shown(value: object) -> str:
-    """A value as an error names it: one short line, whatever the value is."""
-    try:
-        text = repr(value)
-    except Exception:  # noqa: BLE001 - a repr is the caller's code; whole numbers can be too long for one
-        text = ""
-    if not text or "\n" in text:
-        return f"a {type(value).__name__}"
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+from dllm_sampling.errors import ConfigurationError, DllmSamplingError, shown
 
 
 def is_whole(value: object) -> bool:

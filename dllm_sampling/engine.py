@@ -13,9 +13,9 @@ from torch import Tensor
 from dllm_sampling import generation, noise, run_hooks
 from dllm_sampling import prompts as prompting
 from dllm_sampling.answers import check_selected
-from dllm_sampling.arguments import flag, shown, whole
+from dllm_sampling.arguments import flag, whole
 from dllm_sampling.backbones.base import Backbone
-from dllm_sampling.errors import ConfigurationError, DecodingError, PluginError
+from dllm_sampling.errors import ConfigurationError, DecodingError, PluginError, shown
 from dllm_sampling.generation import Listener
 from dllm_sampling.kv_buffer import KVBuffer
 from dllm_sampling.observation import Observation, Sampling

@@ -91,7 +91,8 @@ class _Short(reprlib.Repr):
 
 def shown(value: object, limit: int = 120) -> str:
     """A value as a message shows it: in one line of at most `limit` characters."""
-    return _cut(_Short().repr(value), limit)
+    text = _Short().repr(value)
+    return _cut(" ".join(text.split()) if "\n" in text else text, limit)
 
 
 def in_one_line(text: str, limit: int = 500) -> str:

@@ -29,8 +29,8 @@ from transformers.generation.stopping_criteria import (
     StoppingCriteriaList,
 )
 
-from dllm_sampling.arguments import shown, whole
-from dllm_sampling.errors import ConfigurationError, DllmSamplingError
+from dllm_sampling.arguments import whole
+from dllm_sampling.errors import ConfigurationError, DllmSamplingError, shown
 
 if TYPE_CHECKING:
     from dllm_sampling.engine import Sampler

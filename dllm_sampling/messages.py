@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dllm_sampling import chat_template
-from dllm_sampling.arguments import shown
-from dllm_sampling.errors import PromptError, unknown_name
+from dllm_sampling.errors import PromptError, shown, unknown_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,7 +95,7 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         )
     for key in message:
         if key not in _KEYS:
-            raise PromptError(f"{where}: {unknown_name('key', _plain(key), _KEYS)}")
+            raise PromptError(f"{where}: {unknown_name('key', key, _KEYS)}")
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not role.strip():
         raise PromptError(f"{where}: role must be a text such as user, got {_given(message, 'role')}.")
@@ -125,7 +124,7 @@ def _part(part: Any, where: str) -> str:
         raise PromptError(f"{where}: a part of type {shown(part['type'])} cannot be read, only text can.")
     for key in part:
         if key not in ("type", "text"):
-            raise PromptError(f"{where}: {unknown_name('key', _plain(key), ('type', 'text'))}")
+            raise PromptError(f"{where}: {unknown_name('key', key, ('type', 'text'))}")
     if not isinstance(part.get("text"), str):
         raise PromptError(f"{where}: text must be text, got {_given(part, 'text')}.")
     return str(part["text"])
@@ -133,10 +132,6 @@ def _part(part: Any, where: str) -> str:
 
 def _given(mapping: Message, key: str) -> str:
     return shown(mapping[key]) if key in mapping else "none"
-
-
-def _plain(key: object) -> object:
-    return key if isinstance(key, str) else shown(key)
 
 
 def _texts_in(value: Any) -> list[str]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dllm_sampling import messages, token_ids
-from dllm_sampling.arguments import flag, shown, whole
-from dllm_sampling.errors import PromptError
+from dllm_sampling.arguments import flag, whole
+from dllm_sampling.errors import PromptError, shown
 from dllm_sampling.state import ModelFacts
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dllm_sampling.arguments import is_whole, shown
-from dllm_sampling.errors import PromptError, unknown_name
+from dllm_sampling.arguments import is_whole
+from dllm_sampling.errors import PromptError, shown, unknown_name
 
 Array: TypeAlias = "Tensor | np.ndarray[Any, Any]"
 
@@ -33,8 +33,7 @@ def opened(where: str, encoding: Mapping[str, Any]) -> tuple[Any, Any]:
     known = {"input_ids", "attention_mask", *_BESIDE}
     for key in encoding:
         if key not in known:
-            name = key if isinstance(key, str) else shown(key)
-            raise PromptError(f"{where}: {unknown_name('key beside input_ids', name, known)}")
+            raise PromptError(f"{where}: {unknown_name('key beside input_ids', key, known)}")
     return encoding["input_ids"], encoding.get("attention_mask")
 
 

@@ -117,7 +117,7 @@ SELF.append(SELF)
     [
         (None, "prompts are None: a prompt is a text, a list of token ids, a chat"),
         (5, "prompts are 5"),
-        (LONG, "prompts are a int"),
+        (LONG, "prompts are <an integer of"),
         (b"How many?", "prompts are b'How many"),
         ([b"How many?"], "prompt 0 is b'How many"),
         ([bytearray(b"x")], "prompt 0 is bytearray"),
@@ -214,7 +214,7 @@ def test_a_mask_goes_with_a_tensor_and_is_given_once():
         ({"role": "user", "content": [{"type": "text"}]}, "text must be text, got none"),
         ({"rol": "user", "content": "x"}, "unknown key 'rol'. Did you mean 'role'"),
         ({"role": "user", "contents": "x"}, "unknown key 'contents'. Did you mean 'content'"),
-        ({"role": "user", "content": "x", 5: 1}, "unknown key '5'"),
+        ({"role": "user", "content": "x", 5: 1}, "unknown key 5"),
         ({"role": "", "content": "x"}, "role must be a text such as user, got ''"),
         ({"role": None, "content": "x"}, "role must be a text such as user, got None"),
         ({"role": "usr", "content": "x"}, "unknown role 'usr'. Did you mean 'user'"),
@@ -290,7 +290,7 @@ def test_a_role_that_the_template_names_is_none_of_ours(template):
         ({"gen_length": True}, "gen_length must be a whole number, got True"),
         ({"gen_length": None}, "gen_length must be a whole number, got None"),
         ({"gen_length": 10**9}, "gen_length=1000000000 exceed the model's context of 512"),
-        ({"gen_length": -LONG}, "gen_length must be at least 1, got a int"),
+        ({"gen_length": -LONG}, "gen_length must be at least 1, got <an integer of"),
         ({"gen_length": LONG}, "exceed the model's context"),
         ({"places": 3}, "places must be a list of whole numbers, one a prompt, got 3"),
         ({"places": "0"}, "places must be a list"),
@@ -413,10 +413,28 @@ parts = st.fixed_dictionaries(
     {}, optional={"type": st.sampled_from(["text", "image", 5]), "text": texts | numbers}
 )
 contents = st.one_of(texts, numbers, st.lists(parts | texts, max_size=3), parts)
-messages = st.dictionaries(
-    st.sampled_from(["role", "content", "name", "rol", "contents", "tool_calls", 3]),
-    st.one_of(roles, contents), max_size=4,
-) | st.fixed_dictionaries({"role": roles, "content": contents})  # fmt: skip
+usual = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["user", "assistant", "system", "critic"]),
+        "content": st.text("abc \n?", min_size=1, max_size=6)
+        | st.lists(
+            st.fixed_dictionaries({"type": st.just("text"), "text": st.text("ab ", max_size=3)}),
+            min_size=1,
+            max_size=3,
+        ),
+    },
+    optional={"name": st.just("Mia"), "reasoning_content": st.text("ab", max_size=3)},
+)
+messages = st.one_of(
+    usual,
+    usual,
+    st.fixed_dictionaries({"role": roles, "content": contents}),
+    st.dictionaries(
+        st.sampled_from(["role", "content", "name", "rol", "contents", "tool_calls", 3]),
+        roles | contents,
+        max_size=4,
+    ),
+)
 arrays = st.builds(
     lambda shape, dtype, fill, make: make(shape, dtype, fill),
     st.lists(st.integers(0, 3), max_size=3).map(tuple),
@@ -468,6 +486,61 @@ def check(prompts, mask, chat_template):
 @given(structures | plausible, st.none() | arrays, st.just(True) | st.booleans() | st.none())
 def test_whatever_is_given_becomes_ids_or_a_named_error(prompts, mask, chat_template):
     check(prompts, mask, chat_template)
+
+
+@given(st.lists(usual, min_size=1, max_size=3) | st.lists(messages, min_size=1, max_size=3))
+def test_a_chat_is_shown_whole_or_refused(chat):
+    rows = check([chat], None, True)
+    if rows is not None:
+        text = TOKENIZER.decode(rows[0])
+        for message in chat:
+            content = message["content"]
+            parts_of_it = [content] if isinstance(content, str) else [part["text"] for part in content]
+            assert "".join(parts_of_it).strip() in text
+
+
+odd = st.one_of(numbers, texts, leaves, st.lists(numbers, max_size=2))
+counts = st.integers(1, 6) | odd
+
+
+def outcome(call):
+    """Whether a call gives a result; an error must be one of ours, in one line."""
+    try:
+        call()
+    except DllmSamplingError as error:
+        message = str(error)
+    else:
+        return True
+    assert message
+    assert "\n" not in message
+    return False
+
+
+@given(st.fixed_dictionaries(
+    {"prompts": plausible | st.just([[1, 2], [3]]), "gen_length": counts},
+    optional={"seed": counts, "places": odd | st.just([4, 5]), "chat_template": st.booleans() | odd, "attention_mask": odd,
+              "streamer": odd, "stopping_criteria": odd},
+))  # fmt: skip
+def test_whatever_generate_is_given_there_is_a_result_or_an_error_of_ours(arguments):
+    outcome(lambda: Sampler(tiny()).generate(**arguments))
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 191) | st.just(MASK), max_size=4), max_size=3) | odd | arrays,
+    st.none() | st.lists(st.lists(st.booleans(), max_size=4), max_size=3) | odd | arrays,
+    counts,
+)
+def test_whatever_infill_is_given_there_is_a_result_or_an_error_of_ours(canvas, targets, seed):
+    outcome(lambda: Sampler(tiny()).infill(canvas, targets, seed=seed))
+
+
+@given(st.one_of(odd, st.just(tiny())), st.dictionaries(
+    st.sampled_from(["unmasking", "cache", "schedule", "transforms", "wrappers", "observers", "sampling", "stop_at_eos", "batch_size"]),
+    odd | st.dictionaries(st.sampled_from(["name", "temperature", "top_p", "top_k", "confidence", "threshold"]), odd, max_size=2),
+    max_size=2,
+))  # fmt: skip
+def test_whatever_a_sampler_is_made_of_it_is_made_or_an_error_of_ours(model, settings):
+    outcome(lambda: Sampler(model, **settings))
 
 
 @given(st.lists(st.lists(st.integers(0, 403), min_size=1, max_size=6), min_size=1, max_size=3))

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dllm_sampling import prompts
-from dllm_sampling.arguments import shown
-from dllm_sampling.errors import PromptError
+from dllm_sampling.errors import PromptError, shown
 from dllm_sampling.text_files import decoded, json_lines, lines, parsed, read_text
 
 # Where the prompt of a JSON object stands.

@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from dllm_sampling.arguments import shown
-from dllm_sampling.errors import ConfigurationError, unknown_name
+from dllm_sampling.errors import ConfigurationError, shown, unknown_name
 from dllm_sampling.tasks.base import Example, Task
 from dllm_sampling.tasks.checkers import CHECKERS
 from dllm_sampling.tasks.templates import Template

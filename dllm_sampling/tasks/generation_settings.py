@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dllm_sampling.arguments import is_whole, shown
-from dllm_sampling.errors import ConfigurationError, unknown_name
+from dllm_sampling.arguments import is_whole
+from dllm_sampling.errors import ConfigurationError, shown, unknown_name
 from dllm_sampling.observation import Sampling
 
 # One setting under the names of the harness's own models.
