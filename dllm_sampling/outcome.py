@@ -83,6 +83,8 @@ class Outcome:
         values["tokens"] = values["tokens"].masked_fill(blank, facts.pad_token_id)
         values["committed_at"] = values["committed_at"].masked_fill(blank, -1)
         values["confidence"] = values["confidence"].masked_fill(blank, torch.nan)
+        # A position that was masked again had been committed before; one behind the end counts, too.
+        values["row_commits"] = written.sum() + values["row_remasks"]
         values["count"] = (written & ~after_end).sum()
         values["text"] = written & ~after_end & ~ends
         return values
@@ -125,6 +127,7 @@ def merged(
         row_remasks=scalars("row_remasks"),
         row_refreshes=scalars("row_refreshes"),
         row_token_rows=scalars("row_token_rows"),
+        row_commits=scalars("row_commits"),
         forwards=sum(outcome.forwards for outcome in outcomes),
         refreshes=sum(outcome.refreshes for outcome in outcomes),
         token_rows=sum(outcome.token_rows for outcome in outcomes),

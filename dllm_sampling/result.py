@@ -29,6 +29,8 @@ class GenerationResult(ModelOutput):
     row_refreshes: LongTensor `[batch]`, those of `row_forwards` over the whole canvas.
     row_token_rows: LongTensor `[batch]`, token rows computed for the row while it was in the batch,
         forwards in which it was idle included: they add up to `token_rows`.
+    row_commits: LongTensor `[batch]`, commits, those behind the first end of sequence and those of
+        positions that were masked again included; forced ones are among them.
     forwards: model calls. refreshes: those over the whole canvas. token_rows: canvas rows computed.
     seconds: time of the steps, each measured to its read-back, at which the device is done.
     refresh_seconds: the part of it in steps whose forward was a refresh.
@@ -45,6 +47,7 @@ class GenerationResult(ModelOutput):
     row_remasks: Tensor
     row_refreshes: Tensor
     row_token_rows: Tensor
+    row_commits: Tensor
     forwards: int = 0
     refreshes: int = 0
     token_rows: int = 0
@@ -64,8 +67,8 @@ class GenerationResult(ModelOutput):
 
     @property
     def commits(self) -> int:
-        """Positions committed, counted again where they were masked again and committed anew."""
-        return int((self.forward_of_position >= 0).sum()) + self.remasks
+        """All commits."""
+        return int(self.row_commits.sum())
 
     @property
     def forced_share(self) -> float:

@@ -7,6 +7,7 @@ loaded already, in a folder of its own.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 SECONDS = 60
@@ -88,8 +90,17 @@ ENVIRONMENT = [
 ]  # fmt: skip
 
 
-class Case:
+@dataclass
+class Typed:
     """A command line, its standard input and its environment."""
+
+    arguments: list[str]
+    stdin: bytes = b""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+class Case(Typed):
+    """A drawn one."""
 
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)
@@ -206,7 +217,7 @@ def lay_out(folder: Path) -> None:
     (folder / "shut").mkdir(mode=0o500)
 
 
-def _become(case: Case, folder: Path, output: Path) -> None:
+def _become(case: Typed, folder: Path, output: Path) -> None:
     """In the child: the process that the shell would have started."""
     os.chdir(folder)
     (output / "stdin").write_bytes(case.stdin)
@@ -219,7 +230,7 @@ def _become(case: Case, folder: Path, output: Path) -> None:
     sys.argv = ["dllm-sampling", *case.arguments]
 
 
-def run(case: Case) -> tuple[int | str, str, str]:
+def run(case: Typed) -> tuple[int | str, str, str]:
     """(exit status or `hang`, standard output, standard error) of a case."""
     from dllm_sampling.cli import main
 
@@ -262,7 +273,7 @@ def _wait(child: int) -> int | str:
         signal.signal(signal.SIGALRM, before)
 
 
-def fault(case: Case, status: int | str, out: str, err: str) -> str | None:
+def fault(case: Typed, status: int | str, out: str, err: str) -> str | None:
     """What is wrong about how a case ended, or None."""
     if "Traceback" in out + err:
         return "traceback"
@@ -286,6 +297,8 @@ def load() -> None:
     import dllm_sampling.cli.new
     import dllm_sampling.cli.run
     import dllm_sampling.harness  # noqa: F401
+
+    gc.freeze()  # a collection in a child would copy every page
 
 
 def check(count: int, seed: int) -> tuple[Counter[str], list[str]]:

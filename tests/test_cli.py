@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
 
+from tests import cli_cases
 from tests.models import DATA
 from tests.test_plugins import GOOD
 
@@ -105,6 +109,55 @@ def test_user_errors_exit_with_2_and_show_no_traceback(arguments, stdin, message
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_rule_that_is_never_true_is_not_silent(tmp_path):
+    # A plugin whose rule compares a logarithm with a probability.
+    (tmp_path / "never.py").write_text(
+        GOOD.replace("return observation.eligible.cumsum(1).le(self.count) & observation.eligible",
+                     "return (observation.log_confidence > 0.9) & observation.eligible")
+    )  # fmt: skip
+    base = ["generate", QUESTION, "--gen-length", "32"]
+    never = [*base, "--unmasking", "left_to_right", "--plugins-dir", str(tmp_path)]
+    _, _, err = cli_cases.run(cli_cases.Typed([*base, "--unmasking", "fixed_k"]))
+    assert re.search(r", 0 of \d+ commits forced, ", err)
+    assert "warning" not in err
+    _, _, err = cli_cases.run(cli_cases.Typed(never))
+    assert "32 of 32 commits forced, " in err  # those behind the end of the answer are among them
+    assert "warning: 100 % of the commits were forced: where left_to_right chooses nothing" in err
+    _, out, err = cli_cases.run(cli_cases.Typed([*never, "--json", "--quiet"]))
+    counts = json.loads(out)
+    assert counts["forced"] == counts["commits"] == counts["results"][0]["commits"] == 32
+    assert counts["forced_share"] == 1
+    assert err.startswith("warning: 100 %")
+
+
+@pytest.mark.parametrize(
+    "command", [["config", "validate"], ["config", "show"], ["generate", "x", "--config"]]
+)
+def test_a_study_is_not_taken_for_a_run(command):
+    status, out, err = cli_cases.run(cli_cases.Typed([*command, "study.yaml"]))
+    assert (status, out) == (2, "")
+    assert re.fullmatch("error: .*is a study.* `dllm-sampling compare.*\n", err)
+
+
+def test_ctrl_c_ends_a_run_without_a_traceback():
+    """Whether it is still loading or decoding already."""
+    arguments = ["generate", *[QUESTION] * 100, "--gen-length", "512", "--batch-size", "1"]
+    for patience in (1, 6):
+        running = subprocess.Popen(
+            [*COMMAND, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        time.sleep(patience)
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=60)
+        assert running.returncode == 130
+        assert "Traceback" not in err
+
+
+def test_whatever_is_typed_ends_in_an_answer_or_in_one_sentence():
+    _, faults = cli_cases.check(25, 1000)
+    assert not faults, "\n".join(faults)
 
 
 def test_strategies_lists_every_policy():

@@ -97,6 +97,7 @@ def _rows(prompts: list[Any], result: GenerationResult) -> list[dict[str, Any]]:
             "text": result.texts[i],
             "tokens": int(result.tokens[i]),
             "row_forwards": int(result.row_forwards[i]),
+            "commits": int(result.row_commits[i]),
             "forced": int(result.row_forced[i]),
             "forward_of_position": result.forward_of_position[i].tolist(),
         }

@@ -249,7 +249,7 @@ class ResultsFolder:
     def manifest(self) -> dict[str, Any] | None:
         """The manifest; None where there is none, StudyError where it is damaged or no manifest of ours."""
         path = self.path / MANIFEST
-        if not path.exists():
+        if not os.path.exists(path):  # a name that is too long raises in Path.exists
             return None
         try:
             found = json.loads(path.read_text(encoding="utf-8"))

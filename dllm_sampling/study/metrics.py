@@ -86,8 +86,6 @@ METRICS = (
         digits=1,
     ),
 )
-# A policy with a larger share of forced commits hardly ever chose what was written.
-MOST_FORCED = 0.5
 
 
 @dataclass

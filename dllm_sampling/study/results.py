@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from dllm_sampling.errors import StudyError
+from dllm_sampling.result import MOST_FORCED
 from dllm_sampling.study import metrics
 from dllm_sampling.study.folder import ResultsFolder
 from dllm_sampling.study.metrics import Columns, Curve, Row
@@ -133,7 +134,7 @@ class Results:
             f"{row.sampler} ({row.model}, {row.task}): {100 * share:.0f} % of its commits were forced: where "
             "its policy chooses nothing, the engine commits the most confident position, one a forward."
             for row in self.rows
-            if (share := row.estimates["forced_share"].value) > metrics.MOST_FORCED
+            if (share := row.estimates["forced_share"].value) > MOST_FORCED
         ]
 
     @cached_property

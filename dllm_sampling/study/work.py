@@ -228,7 +228,7 @@ def _record(
         "refreshes": int(result.row_refreshes[row]),
         "token_rows": int(result.row_token_rows[row]),
         "forced": int(result.row_forced[row]),
-        "commits": int((result.forward_of_position[row] >= 0).sum()) + int(result.row_remasks[row]),
+        "commits": int(result.row_commits[row]),
         "remasks": int(result.row_remasks[row]),
         "seconds": result.seconds * share,
         "refresh_seconds": result.refresh_seconds * share,
