@@ -142,7 +142,8 @@ class ForwardPlan:
         after = region.positions.amax(1, keepdim=True) + 1 + torch.arange(right, device=device)
         around = torch.cat([before, after], 1)
         around = around.where((around >= 0) & (around < state.length) & inside.any(1, keepdim=True), -1)
-        return cls(torch.cat([around[:, :left], region.positions, around[:, left:]], 1))
+        plan = cls(torch.cat([around[:, :left], region.positions, around[:, left:]], 1))
+        return plan if plan.width <= state.length else cls.of(plan.mask(state), state.length)
 
     @property
     def width(self) -> int:

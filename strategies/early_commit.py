@@ -52,8 +52,6 @@ class EarlyCommit(UnmaskingPolicy):
         self.refuse_without_effect("answer_length", self.answer_start is None, "without answer_start")
         if list(self.borders) != sorted(self.borders):
             raise ConfigurationError(f"borders={self.borders} must not fall: the second is the later one.")
-        if list(self.gaps) != sorted(self.gaps, reverse=True):
-            raise ConfigurationError(f"gaps={self.gaps} must not rise as a row progresses.")
         return self
 
     def begin(self, state: DecodingState, facts: ModelFacts) -> None:

@@ -111,6 +111,19 @@ def test_user_errors_exit_with_2_and_show_no_traceback(arguments, stdin, message
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["strategies", "--plugins-dir", ""], "--plugins-dir '' names no folder"),
+        (["frequencies", "word_problems", "--output", ""], "--output '.' names no file"),
+    ],
+)
+def test_an_empty_path_is_not_the_working_folder(arguments, message):
+    code, out, err = cli_cases.run(cli_cases.Typed(arguments))
+    assert (code, out) == (2, "")
+    assert message in err
+
+
 def test_a_rule_that_is_never_true_is_not_silent(tmp_path):
     # A plugin whose rule compares a logarithm with a probability.
     (tmp_path / "never.py").write_text(
@@ -143,7 +156,7 @@ def test_a_study_is_not_taken_for_a_run(command):
 
 def test_ctrl_c_ends_a_run_without_a_traceback():
     """Whether it is still loading or decoding already."""
-    arguments = ["generate", *[QUESTION] * 100, "--gen-length", "512", "--batch-size", "1"]
+    arguments = ["generate", *[QUESTION] * 100, "--gen-length", "256", "--batch-size", "1"]
     for patience in (1, 6):
         running = subprocess.Popen(
             [*COMMAND, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True

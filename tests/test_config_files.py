@@ -196,9 +196,7 @@ CONTRADICTIONS = [
     ("unmasking", {"name": "sched", "policy": "factor", "k": 2.0}, "k=2.0 has no effect"),
     ("unmasking", {"name": "early_commit", "policy": "factor", "borders": [0.7, 0.3]}, r"borders=\(0.7, 0.3\)"),
     ("unmasking", {"name": "early_commit", "policy": "factor", "borders": [0.3, 1.3]}, "less than or equal to 1"),
-    ("unmasking", {"name": "early_commit", "policy": "factor", "gaps": [1, 2, 3]}, r"gaps=\(1.0, 2.0, 3.0\) must not"),
     ("unmasking", {"name": "fixed_k", "k": 2, "steps": 3}, "k or steps, not both"),
-    ("schedule", {"name": "sliding", "longest": 8}, "longest=8 is less than block_length=32"),
     ("sampling", {"top_p": 0.9}, "top_p=0.9 has no effect at temperature 0"),
     ("sampling", {"top_k": 9}, "top_k=9 has no effect at temperature 0"),
 ]  # fmt: skip

@@ -13,7 +13,7 @@ import dllm_sampling
 from dllm_sampling import ConfigurationError, Example, PromptError, Sampler, Task, load_model, registry
 from dllm_sampling.tasks.checkers import CHECKERS
 from dllm_sampling.tasks.harness import _loaded
-from tests.study_files import finished, small
+from tests.study_files import command, finished, small
 
 BUNDLED = Path(dllm_sampling.__file__).parent / "bundled" / "word_problems.jsonl"
 PROBLEMS = [json.loads(line) for line in BUNDLED.read_text().splitlines()[:6]]
@@ -310,12 +310,13 @@ def test_harness_and_study_agree_on_every_answer(harness, tmp_path):
 
 def test_the_harnesss_command_line_takes_our_settings(harness, tmp_path):
     (tmp_path / "run.yaml").write_text("sampler: {cache: prefix}\nchat_template: true\n")
-    code, out, err = finished(
+    running = command(
         "harness", "run", "--tasks", "local_words", "--include_path", harness, "--batch_size", "3",
         "--model_args", f"config={tmp_path / 'run.yaml'},unmasking=factor,unmasking.factor=0.5",
         "--output_path", tmp_path / "out", cwd=tmp_path,
     )  # fmt: skip
-    assert code == 0, err
+    out, err = running.communicate()
+    assert running.returncode == 0, err
     assert "local_words" in out
     assert "exact_match" in out
     (path,) = tmp_path.glob("out/**/results*.json")
@@ -326,10 +327,11 @@ def test_the_harnesss_command_line_takes_our_settings(harness, tmp_path):
 
 
 def test_a_misspelt_model_arg_is_told_without_a_traceback(harness, tmp_path):
-    code, _, err = finished(
+    running = command(
         "harness", "run", "--tasks", "local_words", "--include_path", harness, "--model_args", "cach=dual", cwd=tmp_path
     )  # fmt: skip
-    assert code == 2
+    _, err = running.communicate()
+    assert running.returncode == 2
     assert "unknown setting 'cach'. Did you mean 'cache'" in err
     assert "Traceback" not in err
 

@@ -89,11 +89,15 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _plugins_dir(folder: Path | None) -> None:
-    if folder is not None:
-        from dllm_sampling.plugins import FOLDER
+def _plugins_dir(folder: str | None) -> None:
+    if folder is None:
+        return
+    from dllm_sampling.errors import ConfigurationError
+    from dllm_sampling.plugins import FOLDER
 
-        os.environ[FOLDER] = str(folder)
+    if not folder.strip():
+        raise ConfigurationError(f"--plugins-dir {folder!r} names no folder; the working one is `.`.")
+    os.environ[FOLDER] = folder
 
 
 @app.callback()
@@ -120,7 +124,7 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as unmasking.threshold=0.8."),
 ]
 PluginsDir = Annotated[
-    Path | None,
+    str | None,
     typer.Option("--plugins-dir", help="A folder of one-file plugins (DLLM_SAMPLING_PLUGINS_DIR)."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]

@@ -19,6 +19,8 @@ from dllm_sampling.text_files import json_lines, read_text
 
 def count(sources: Sequence[str], model: str | None, output: Path) -> None:
     """Count the tokens of every source and write the table whole or not at all."""
+    if not output.name:
+        raise ConfigurationError(f"--output {str(output)!r} names no file.")
     tokenizer = load_tokenizer(model)
     counts: Counter[int] = Counter()
     for source in sources:

@@ -161,7 +161,10 @@ def _files(root: Path, wanted: str, attributes: list[str]) -> Iterator[Path]:
 def _belongs(name: str, path: Path, home: Path) -> bool:
     if _is_engine(name):
         return False
-    return name.startswith(_SHIPPED) or path.resolve().is_relative_to(home) or not _is_installed(path)
+    if name.startswith(_SHIPPED) or not _is_installed(path):
+        return True
+    # An environment may lie below a plugin's own folder: what is installed there is not the plugin's.
+    return _is_installed(home) and path.resolve().is_relative_to(home)
 
 
 def _is_engine(name: str) -> bool:

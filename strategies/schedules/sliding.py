@@ -6,11 +6,10 @@ from typing import ClassVar
 
 import torch
 from dllm_sampling.strategies.schedules.ragged import region_of_rows
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
-from typing_extensions import Self
 
-from dllm_sampling import BlockSchedule, ConfigurationError, Decision, DecodingState, Observation, Region
+from dllm_sampling import BlockSchedule, Decision, DecodingState, Observation, Region
 
 
 class Sliding(BlockSchedule):
@@ -27,18 +26,7 @@ class Sliding(BlockSchedule):
 
     name: ClassVar[str] = "sliding"
     block_length: int = Field(32, ge=1, description="Open targets that are offered.")
-    longest: int | None = Field(
-        None, ge=1, description="Most positions from the first to the last offered, `block_length` at least."
-    )
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.longest is not None and self.longest < self.block_length:
-            raise ConfigurationError(
-                f"longest={self.longest} is less than block_length={self.block_length}, which "
-                "then has no effect."
-            )
-        return self
+    longest: int | None = Field(None, ge=1, description="Most positions from the first to the last offered.")
 
     def plan_region(self, state: DecodingState) -> Region:
         carried = state.carried(self)
