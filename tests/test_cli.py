@@ -33,6 +33,12 @@ def run(*arguments, stdin="", **environment):
     )
 
 
+def forked(*arguments, stdin="", **environment):
+    """The same in a fork of this process, which need not import everything again."""
+    code, out, err = cli_cases.run(cli_cases.Typed(list(arguments), stdin.encode(), environment))
+    return subprocess.CompletedProcess(arguments, code, out, err)
+
+
 def test_help_imports_no_torch():
     code = "import sys\nfrom dllm_sampling.cli import app\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -74,7 +80,7 @@ def test_generate_from_a_config_and_files(tmp_path):
     )
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps({"question": QUESTION}) + "\n")
-    done = run("generate", "--config", str(config), "--file", str(prompts), "--quiet")
+    done = forked("generate", "--config", str(config), "--file", str(prompts), "--quiet")
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().endswith("#### 24")
     assert done.stderr == ""
@@ -104,7 +110,7 @@ def test_generate_from_a_config_and_files(tmp_path):
     ],
 )
 def test_user_errors_exit_with_2_and_show_no_traceback(arguments, stdin, message):
-    done = run(*arguments, stdin=stdin)
+    done = forked(*arguments, stdin=stdin)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -174,15 +180,15 @@ def test_whatever_is_typed_ends_in_an_answer_or_in_one_sentence():
 
 
 def test_strategies_lists_every_policy():
-    done = run("strategies", "--json")
+    done = forked("strategies", "--json")
     entries = {entry["name"]: entry for entry in json.loads(done.stdout)}
     assert {"confidence_threshold", "factor", "fixed_k", "none", "prefix", "dual", "interval"} <= set(entries)
     parameters = entries["confidence_threshold"]["parameters"]
     assert parameters["threshold"]["default"] == 0.9
     assert entries["confidence_threshold"]["owner"] == "strategies"
-    text = run("strategies").stdout
+    text = forked("strategies").stdout
     assert all(name in text for name in entries)
-    one = run("strategies", "fixed_k").stdout
+    one = forked("strategies", "fixed_k").stdout
     assert "confidence | margin | entropy | random" in one
     assert "2502.09992" in one
 
@@ -190,16 +196,16 @@ def test_strategies_lists_every_policy():
 def test_a_plugins_folder_on_the_command_line(tmp_path):
     (tmp_path / "mine.py").write_text(GOOD)
     (tmp_path / "bad.py").write_text("raise ValueError('no')")
-    done = run("strategies", "left_to_right", "--plugins-dir", str(tmp_path))
+    done = forked("strategies", "left_to_right", "--plugins-dir", str(tmp_path))
     assert "Commit the leftmost open target." in done.stdout
     assert "warning: plugin bad" in done.stderr
-    done = run("plugins", "--json", "--plugins-dir", str(tmp_path))
+    done = forked("plugins", "--json", "--plugins-dir", str(tmp_path))
     status = {plugin["name"]: plugin["status"] for plugin in json.loads(done.stdout)}
     assert status == {"mine": "loaded", "bad": "broken"}
-    done = run("plugins", "--all", DLLM_SAMPLING_PLUGINS_DIR=str(tmp_path))
+    done = forked("plugins", "--all", DLLM_SAMPLING_PLUGINS_DIR=str(tmp_path))
     assert "ValueError: no" in done.stdout
     assert "strategies" in done.stdout
-    done = run(
+    done = forked(
         "generate",
         QUESTION,
         "--gen-length",
@@ -213,9 +219,9 @@ def test_a_plugins_folder_on_the_command_line(tmp_path):
 
 
 def test_config_commands(tmp_path):
-    shown = run("config", "show", "--set", "cache=dual")
+    shown = forked("config", "show", "--set", "cache=dual")
     path = tmp_path / "run.yaml"
     path.write_text(shown.stdout)
     assert yaml.safe_load(shown.stdout)["sampler"]["cache"] == {"name": "dual"}
-    assert run("config", "validate", str(path)).stdout == f"{path}: valid\n"
-    assert json.loads(run("config", "schema").stdout)["$defs"]["cache"]
+    assert forked("config", "validate", str(path)).stdout == f"{path}: valid\n"
+    assert json.loads(forked("config", "schema").stdout)["$defs"]["cache"]
