@@ -1,7 +1,7 @@
 """Samplers drawn from the whole product of what is installed: each run ends, and no row depends on others.
 
 Decoded in float64, so that a difference is never rounding. A larger run, of 10,000 rows or any other number:
-`python -m tests.test_product 3000`.
+`python -m tests.test_product 3000 [FIRST_SEED]`.
 """
 
 from __future__ import annotations
@@ -100,12 +100,13 @@ def test_a_guidance_given_twice_is_refused_by_the_name_of_its_canvas():
 if __name__ == "__main__":
     torch.set_num_threads(1)
     tally = Counter()
-    for number in range(int(sys.argv[1])):
+    start = int(sys.argv[2]) if len(sys.argv) > 2 else 10_000
+    for seed in range(start, start + int(sys.argv[1])):
         try:
-            rows, differing = compared(10_000 + number)
+            rows, differing = compared(seed)
             tally.update(ran=1, rows=rows, differing=len(differing))
             if differing:
-                print("rows differ:", 10_000 + number, differing, drawn(10_000 + number)[0])
+                print("rows differ:", seed, differing, drawn(seed)[0])
         except DllmSamplingError:
             tally["refused"] += 1
     print(dict(tally))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import sys
@@ -108,6 +109,19 @@ def test_shipped_policies_are_told_apart_and_libraries_are_not_followed():
     assert not any(
         path.is_relative_to(BUNDLED.parent.parent) for path in files if "strategies" not in path.parts
     )
+
+
+def test_an_environment_below_a_plugins_folder_is_not_the_plugins(tmp_path, monkeypatch):
+    """A project often holds its virtual environment; following it would read all of torch."""
+    site = tmp_path / ".venv" / "lib" / "site-packages"
+    site.mkdir(parents=True)
+    (site / "_study_installed.py").write_text("X = 1\n")
+    (tmp_path / "mine.py").write_text("import _study_installed\nfrom _study_installed import X\n")
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setitem(sys.modules, "_study_installed", importlib.import_module("_study_installed"))
+    files: dict[Path, str] = {}
+    code._follow(tmp_path / "mine.py", None, files)
+    assert [path.name for path in files] == ["mine.py"]
 
 
 def test_every_engine_file_counts_and_what_shows_or_scores_does_not(tmp_path):
