@@ -42,7 +42,9 @@ class Windowed(CachePolicy):
     commits: int | None = Field(None, ge=1, description="Refresh after so many commits.")
 
     def begin(self, state: DecodingState, facts: ModelFacts) -> None:
-        state.memory(self)["commits"] = torch.zeros_like(state.row_steps)
+        memory, reach = state.memory(self), state.end_of_targets - state.first_target
+        memory["commits"] = torch.zeros_like(state.row_steps)
+        memory["gaps"] = bool((state.targets.sum(1) < reach).any())
 
     def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan:
         memory, window = state.memory(self), self._window(state, region)
@@ -76,8 +78,8 @@ class Windowed(CachePolicy):
         longest, memory["width"] = max(width, memory.get("width", width)), width
         low, back = start - self.left, self.left
         if self.delay is not None:
-            # As far as the last region was long: behind a stretch of given text its start is out of reach.
-            back = max(back, longest + self.delay)
+            # A region's start is no further back than it was long, but for given text between targets.
+            back = state.length if memory["gaps"] else max(back, longest + self.delay)
             low = low.minimum(before - self.delay).maximum(start - back)
         if not self.prompt:
             low = low.clamp_min(state.first_target)
