@@ -32,14 +32,14 @@ lint: .venv/ready
 	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w .venv/wheel .
 	rm -rf build
 	$(BIN)/python -m pip install -q --no-deps --target .venv/wheel/site .venv/wheel/*.whl
-	test -f .venv/wheel/site/dllm_sampling/strategies/factor.py
+	test -f .venv/wheel/site/dllm_sampling/strategies/unmasking/factor.py
 	test -f .venv/wheel/site/dllm_sampling/caches/dual.py
 	touch $@
 
 types: .venv/wheel/ok
 	cd .venv/wheel && MYPYPATH=site ../bin/mypy --config-file ../../pyproject.toml -p dllm_sampling -v 2>.log \
 	  || (grep -v LOG .log; exit 1)
-	grep -q 'dllm_sampling.strategies.factor' .venv/wheel/.log  # it was among what was checked
+	grep -q 'dllm_sampling.strategies.unmasking.factor' .venv/wheel/.log  # it was among what was checked
 
 contract: .venv/wheel/ok
 	cd .venv/wheel && PYTHONPATH=site ../bin/lint-imports --config ../../pyproject.toml --no-cache

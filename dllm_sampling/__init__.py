@@ -10,53 +10,56 @@ __version__ = "0.1.0"
 # Loaded when first asked for, so that `dllm-sampling --help` does not import torch.
 _PUBLIC = {
     "Backbone": "backbones",
-    "BlockSchedule": "policies",
-    "CachePolicy": "policies",
+    "BlockSchedule": "policies.kinds",
+    "CachePolicy": "policies.kinds",
     "CheckpointError": "errors",
     "ConfigurationError": "errors",
-    "Decision": "state",
+    "Decision": "state.decision",
     "DecodingError": "errors",
-    "DecodingState": "state",
+    "DecodingState": "state.decoding_state",
     "DllmSamplingError": "errors",
-    "ForwardPlan": "state",
+    "ForwardPlan": "state.plan",
     "Example": "tasks",
-    "GenerationResult": "result",
-    "LogitsTransform": "policies",
-    "ModelFacts": "state",
-    "NestedBlockSchedule": "policies",
-    "NestedCachePolicy": "policies",
-    "NestedUnmaskingPolicy": "policies",
-    "Observation": "observation",
-    "Observer": "policies",
+    "GenerationResult": "state.result",
+    "LogitsTransform": "policies.kinds",
+    "ModelFacts": "state.facts",
+    "NestedBlockSchedule": "plugins.nested",
+    "NestedCachePolicy": "plugins.nested",
+    "NestedUnmaskingPolicy": "plugins.nested",
+    "Observation": "state.observation",
+    "Observer": "policies.kinds",
     "PluginError": "errors",
     "PluginWarning": "errors",
     "PromptError": "errors",
-    "Region": "state",
-    "Run": "engine",
-    "RunConfig": "config",
-    "Sampler": "engine",
-    "SamplerSettings": "settings",
-    "Sampling": "observation",
-    "Step": "engine",
+    "Region": "state.region",
+    "Run": "engine.run",
+    "RunConfig": "config.run_config",
+    "Sampler": "engine.sampler",
+    "SamplerSettings": "config.sampler_settings",
+    "Sampling": "state.sampling",
+    "Step": "engine.run",
     "Study": "study",
     "StudyError": "errors",
     "Task": "tasks",
-    "UnmaskingPolicy": "policies",
-    "Wrapper": "policies",
-    "in_order": "selection",
-    "largest": "selection",
-    "load_model": "backbones",
-    "log_of": "selection",
-    "or_the_best": "selection",
-    "realigned": "selection",
+    "UnmaskingPolicy": "policies.kinds",
+    "Wrapper": "policies.kinds",
+    "for_transformers": "integrations.transformers_generate",
+    "in_order": "policies.selection",
+    "largest": "policies.selection",
+    "load_model": "loading",
+    "log_of": "policies.selection",
+    "or_the_best": "policies.selection",
+    "realigned": "policies.selection",
     "registry": "plugins",
-    "top_k": "selection",
+    "top_k": "policies.selection",
 }
 
 if TYPE_CHECKING:
-    from dllm_sampling.backbones import Backbone, load_model
-    from dllm_sampling.config import RunConfig
-    from dllm_sampling.engine import Run, Sampler, Step
+    from dllm_sampling.backbones import Backbone
+    from dllm_sampling.config.run_config import RunConfig
+    from dllm_sampling.config.sampler_settings import SamplerSettings
+    from dllm_sampling.engine.run import Run, Step
+    from dllm_sampling.engine.sampler import Sampler
     from dllm_sampling.errors import (
         CheckpointError,
         ConfigurationError,
@@ -67,23 +70,27 @@ if TYPE_CHECKING:
         PromptError,
         StudyError,
     )
-    from dllm_sampling.observation import Observation, Sampling
-    from dllm_sampling.plugins import registry
-    from dllm_sampling.policies import (
+    from dllm_sampling.integrations.transformers_generate import for_transformers
+    from dllm_sampling.loading.checkpoint import load_model
+    from dllm_sampling.plugins.discovery import registry
+    from dllm_sampling.plugins.nested import NestedBlockSchedule, NestedCachePolicy, NestedUnmaskingPolicy
+    from dllm_sampling.policies.kinds import (
         BlockSchedule,
         CachePolicy,
         LogitsTransform,
-        NestedBlockSchedule,
-        NestedCachePolicy,
-        NestedUnmaskingPolicy,
         Observer,
         UnmaskingPolicy,
         Wrapper,
     )
-    from dllm_sampling.result import GenerationResult
-    from dllm_sampling.selection import in_order, largest, log_of, or_the_best, realigned, top_k
-    from dllm_sampling.settings import SamplerSettings
-    from dllm_sampling.state import Decision, DecodingState, ForwardPlan, ModelFacts, Region
+    from dllm_sampling.policies.selection import in_order, largest, log_of, or_the_best, realigned, top_k
+    from dllm_sampling.state.decision import Decision
+    from dllm_sampling.state.decoding_state import DecodingState
+    from dllm_sampling.state.facts import ModelFacts
+    from dllm_sampling.state.observation import Observation
+    from dllm_sampling.state.plan import ForwardPlan
+    from dllm_sampling.state.region import Region
+    from dllm_sampling.state.result import GenerationResult
+    from dllm_sampling.state.sampling import Sampling
     from dllm_sampling.study import Study
     from dllm_sampling.tasks import Example, Task
 
@@ -93,8 +100,8 @@ __all__ = [
     "LogitsTransform", "ModelFacts", "NestedBlockSchedule", "NestedCachePolicy",
     "NestedUnmaskingPolicy", "Observation", "Observer", "PluginError", "PluginWarning", "PromptError",
     "Region", "Run", "RunConfig", "Sampler", "SamplerSettings", "Sampling", "Step", "Study",
-    "StudyError", "Task", "UnmaskingPolicy", "Wrapper", "in_order", "largest", "load_model", "log_of",
-    "or_the_best", "realigned", "registry", "top_k",
+    "StudyError", "Task", "UnmaskingPolicy", "Wrapper", "for_transformers", "in_order", "largest",
+    "load_model", "log_of", "or_the_best", "realigned", "registry", "top_k",
 ]  # fmt: skip
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dllm_sampling.cli.listing import type_name
-from dllm_sampling.named import Named
-from dllm_sampling.plugins import KIND_TITLES, load
-from dllm_sampling.policies import KINDS
-from dllm_sampling.references import bibtex_of, ids_of, section
+from dllm_sampling.plugins.discovery import load
+from dllm_sampling.plugins.references import bibtex_of, ids_of, section
+from dllm_sampling.plugins.registry import KIND_TITLES
+from dllm_sampling.policies.kinds import KINDS
+from dllm_sampling.policies.named import Named
 
 DOCS = Path(__file__).parent
 FOLDER = DOCS / "catalogue"

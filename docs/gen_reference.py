@@ -21,11 +21,13 @@ from mkdocs.structure.pages import Page
 
 import dllm_sampling
 import dllm_sampling.testing
-from dllm_sampling import hookspecs, run_hooks
 from dllm_sampling.cli.app import app
-from dllm_sampling.hookspecs import HOOK_VERSION, DiscoverySpec, RunSpec
-from dllm_sampling.plugins import HOOK_KINDS, KIND_TITLES
-from dllm_sampling.policies import KINDS, LIFECYCLE
+from dllm_sampling.engine import run_hooks
+from dllm_sampling.plugins.discovery_spec import DiscoverySpec
+from dllm_sampling.plugins.registry import HOOK_KINDS, KIND_TITLES
+from dllm_sampling.policies import run_spec as hookspecs
+from dllm_sampling.policies.kinds import KINDS, LIFECYCLE
+from dllm_sampling.policies.run_spec import HOOK_VERSION, RunSpec
 
 ROOT = Path(__file__).parent.parent
 Often = Literal["batch", "block", "step", "rows"]
@@ -185,8 +187,8 @@ def hooks_page() -> str:
         )
     parts = [
         "# Hooks\n",
-        f"Made from `dllm_sampling/hookspecs.py`; this is version {HOOK_VERSION} of the hooks. A plugin "
-        "module may say which one it was written for: `HOOK_VERSION = 1`; another one is refused.\n",
+        f"Made from `dllm_sampling/policies/run_spec.py`; this is version {HOOK_VERSION} of the hooks. A "
+        "plugin module may say which one it was written for: `HOOK_VERSION = 1`; another one is refused.\n",
         "## Hooks of a run\n",
         "Methods of a policy, found by name: nothing is decorated. A method may leave out arguments that it "
         "does not need; an unknown argument name is an error, and so is a hook that policies of another kind "

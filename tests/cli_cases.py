@@ -296,7 +296,7 @@ def load() -> None:
     import dllm_sampling.cli.listing
     import dllm_sampling.cli.new
     import dllm_sampling.cli.run
-    import dllm_sampling.harness  # noqa: F401
+    import dllm_sampling.integrations.lm_eval_model  # noqa: F401
 
     gc.freeze()  # a collection in a child would copy every page
 

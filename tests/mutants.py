@@ -52,40 +52,40 @@ CATALOGUE = [
 ENGINE = ["tests/test_engine.py", "tests/test_composition.py", "tests/test_adversarial_plugins.py"]
 Tests = tuple[list[str], list[str]]  # the narrow ones, the wider ones
 TESTS: dict[str, Tests] = {
-    "dllm_sampling/engine.py": (
+    "dllm_sampling/engine/run.py": (
         ["tests/test_guard.py"],
         ["tests/test_slow_transforms.py", *ENGINE],
     ),
-    "dllm_sampling/answers.py": (["tests/test_adversarial_plugins.py"], ENGINE),
-    "dllm_sampling/state.py": (
+    "dllm_sampling/engine/answers.py": (["tests/test_adversarial_plugins.py"], ENGINE),
+    "dllm_sampling/state/decoding_state.py": (
         ["tests/test_guard.py"],
         ["tests/test_slow_parts.py", "tests/test_cache_plans.py", "tests/test_slow_transforms.py", *ENGINE],
     ),
-    "dllm_sampling/observation.py": (
+    "dllm_sampling/state/observation.py": (
         ["tests/test_guard.py"],
         ["tests/test_slow_rules.py", "tests/test_rules.py", *ENGINE],
     ),
-    "dllm_sampling/selection.py": (
+    "dllm_sampling/policies/selection.py": (
         ["tests/test_slow_parts.py", "-k", "ranking or best or largest or logarithm"],
         ["tests/test_slow_rules.py", *CATALOGUE],
     ),
-    "dllm_sampling/run_hooks.py": (
+    "dllm_sampling/engine/run_hooks.py": (
         ["tests/test_slow_transforms.py", "-k", "held or canvas or guidance"],
         ["tests/test_slow_transforms.py", *ENGINE],
     ),
-    "dllm_sampling/confidence.py": (
+    "dllm_sampling/state/confidence.py": (
         ["tests/test_slow_parts.py", "-k", "filters or banned or maximum"],
         ["tests/test_confidence.py", "tests/test_slow_rules.py"],
     ),
-    "dllm_sampling/noise.py": (
+    "dllm_sampling/state/noise.py": (
         ["tests/test_slow_parts.py", "-k", "noise or finaliser"],
         ["tests/test_confidence.py"],
     ),
-    "dllm_sampling/outcome.py": (
+    "dllm_sampling/engine/outcome.py": (
         ["tests/test_slow_transforms.py", "-k", "returned or texts or fill or sums"],
         ["tests/test_cache_plans.py", "tests/test_engine.py"],
     ),
-    "dllm_sampling/kv_buffer.py": (
+    "dllm_sampling/backbones/kv_buffer.py": (
         ["tests/test_slow_parts.py", "-k", "buffer or canvases"],
         ["tests/test_engine.py", "tests/test_execution.py", *CATALOGUE],
     ),
@@ -100,8 +100,8 @@ def _fill_tests() -> None:
         "strategies/schedules": "tests/test_regions.py",
         "strategies/transforms": "tests/test_slow_transforms.py",
         "strategies/wrappers": "tests/test_slow_transforms.py",
-        "strategies": "tests/test_slow_rules.py",
-        "strategies/composites": "tests/test_slow_rules.py",
+        "strategies/unmasking": "tests/test_slow_rules.py",
+        "strategies/shared": "tests/test_slow_rules.py",
     }
     for folder, file in folders.items():
         for path in sorted((ROOT / folder).glob("*.py")):

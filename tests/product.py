@@ -16,7 +16,7 @@ import annotated_types
 import torch
 
 from dllm_sampling import ConfigurationError, Sampler, load_model, registry
-from dllm_sampling.policies import Nested
+from dllm_sampling.plugins.nested import Nested
 from tests.models import DATA
 
 MOST = {int: 7, float: 4.0}  # above the lower bound, where a field has no upper one

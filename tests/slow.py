@@ -11,18 +11,10 @@ import torch
 from hypothesis import reject
 from hypothesis import strategies as st
 
-from dllm_sampling import (
-    BlockSchedule,
-    CachePolicy,
-    ForwardPlan,
-    Region,
-    Sampler,
-    UnmaskingPolicy,
-    Wrapper,
-    noise,
-)
-from dllm_sampling import prompts as prompting
-from dllm_sampling.engine import Run
+from dllm_sampling import BlockSchedule, CachePolicy, ForwardPlan, Region, Sampler, UnmaskingPolicy, Wrapper
+from dllm_sampling.engine import prompts as prompting
+from dllm_sampling.engine.run import Run
+from dllm_sampling.state import noise
 from dllm_sampling.testing import ChosenModel
 
 BAND = 1e-5  # float32 may decide either way where float64 values are this near
@@ -302,7 +294,7 @@ def opened(run, **more):
     sampler = Sampler(run["model"], **(run["settings"] | more))
     if "canvases" in run:
         canvases = prompting.to_fill(run["canvases"], None, run["model"].facts)
-        return Run(sampler, canvases, None, 0, sampler.settings.stop_at_eos)
+        return Run(sampler.settings, sampler.model, canvases, None, 0, sampler.settings.stop_at_eos)
     return sampler.steps(prompts(run["lengths"]), run["gen_length"])
 
 

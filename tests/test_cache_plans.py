@@ -25,7 +25,8 @@ from dllm_sampling.caches import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm_sampling import ConfigurationError, Sampler, noise
+from dllm_sampling import ConfigurationError, Sampler
+from dllm_sampling.state import noise
 from tests.slow import SCHEDULES, Drifting, Holes, Some, in_call_order, model, opened, rows_of, sure, texts
 
 few = settings(max_examples=40)

@@ -39,7 +39,7 @@ from dllm_sampling import (
     realigned,
     top_k,
 )
-from dllm_sampling.policies import CachePolicy
+from dllm_sampling.policies.kinds import CachePolicy
 from dllm_sampling.testing import ChosenModel, observe, tiny_model
 from dllm_sampling.testing.data import observations
 

@@ -12,7 +12,8 @@ from typing import ClassVar
 
 import pytest
 
-from dllm_sampling import CachePolicy, ConfigurationError, ForwardPlan, references
+from dllm_sampling import CachePolicy, ConfigurationError, ForwardPlan
+from dllm_sampling.plugins import references
 from tests.test_cli import run
 
 ROOT = Path(__file__).parent.parent

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_sampling import PromptError
-from dllm_sampling.backbones.loading import load_tokenizer
-from dllm_sampling.chat_template import render
+from dllm_sampling.inputs.chat_template import render
+from dllm_sampling.loading.checkpoint import load_tokenizer
 from tests.folders import CHATML
 
 QWEN = """{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from dllm_sampling import CheckpointError, ConfigurationError, Sampler, load_model
-from dllm_sampling.backbones.loading import load_tokenizer
+from dllm_sampling.loading.checkpoint import load_tokenizer
 from tests import folder_edits, folders
 from tests.folders import CHATML, END, FAMILIES, START, dream, edit, llada
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm_sampling import confidence, noise
+from dllm_sampling.state import confidence, noise
 from dllm_sampling.testing.data import logits
 
 NONE = torch.zeros(0, dtype=torch.long)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dllm_sampling import ConfigurationError, RunConfig, Sampler, registry
-from dllm_sampling.config import json_schema
+from dllm_sampling.config.schema import json_schema
 from tests.models import tiny
 
 RUN = {

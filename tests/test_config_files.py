@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm_sampling import ConfigurationError, DllmSamplingError, RunConfig, Sampling, registry
-from dllm_sampling.config_files import DEEPEST, MOST_BYTES, MOST_VALUES, read_mapping
+from dllm_sampling.inputs.config_files import DEEPEST, MOST_BYTES, MOST_VALUES, read_mapping
 from tests.test_config import RUN, TOML
 
 BOMB = "a: &a [x, x, x, x]\n" + "".join(
@@ -174,7 +174,7 @@ def test_numbers_are_numbers_everywhere(value):
 
 
 def _base(kind):
-    from dllm_sampling.policies import KINDS
+    from dllm_sampling.policies.kinds import KINDS
 
     return next(base for base in KINDS if base.kind == kind)
 

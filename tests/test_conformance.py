@@ -7,7 +7,7 @@ import json
 import pytest
 
 from dllm_sampling import registry
-from dllm_sampling.policies import resolve
+from dllm_sampling.plugins.nested import resolve
 from dllm_sampling.testing import (
     BlockScheduleConformance,
     CachePolicyConformance,

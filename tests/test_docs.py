@@ -19,8 +19,11 @@ import pytest
 
 import dllm_sampling
 import dllm_sampling.testing
-from dllm_sampling import Sampler, Wrapper, hookspecs, load_model, plugins
-from dllm_sampling.policies import KINDS
+from dllm_sampling import Sampler, Wrapper, load_model
+from dllm_sampling.plugins import discovery as plugins
+from dllm_sampling.plugins.discovery_spec import DiscoverySpec
+from dllm_sampling.policies import run_spec as hookspecs
+from dllm_sampling.policies.kinds import KINDS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -194,7 +197,7 @@ def test_the_site_asks_no_other_server(site):
 
 def test_every_hook_is_documented(site):
     text = text_of(site / "hooks.html")
-    for spec in (hookspecs.RunSpec, hookspecs.DiscoverySpec):
+    for spec in (hookspecs.RunSpec, DiscoverySpec):
         for name in hookspecs.hook_names(spec):
             assert f"def {name}(" in text, name
             assert inspect.getdoc(getattr(spec, name)).splitlines()[0].replace("`", "") in text

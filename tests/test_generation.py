@@ -22,7 +22,14 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from dllm_sampling import CheckpointError, ConfigurationError, DecodingError, Sampler, load_model
+from dllm_sampling import (
+    CheckpointError,
+    ConfigurationError,
+    DecodingError,
+    Sampler,
+    for_transformers,
+    load_model,
+)
 
 from .models import tiny
 
@@ -51,11 +58,12 @@ def encoded(*questions):
     return tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
 
 
-def generate(chosen, *questions, **arguments):
+def generate(chosen, *questions, streamer=None, seed=None, **arguments):
     inputs = encoded(*questions)
+    decode = for_transformers(chosen, streamer=streamer, seed=seed)
     if not {"max_length", "generation_config"} & arguments.keys():
         arguments.setdefault("max_new_tokens", 64)
-    return model().model.generate(**inputs, custom_generate=chosen.custom_generate, **arguments)
+    return model().model.generate(**inputs, custom_generate=decode, **arguments)
 
 
 class Recorder:
@@ -185,11 +193,6 @@ def test_what_a_canvas_cannot_honour_is_refused_by_name(arguments, words):
         generate(sampler(), QUESTION, **arguments)
 
 
-def test_an_assistant_is_refused():
-    with pytest.raises(ConfigurationError, match="assistant_model"):
-        generate(sampler(), QUESTION, assistant_model=tiny().model)
-
-
 def test_a_cache_that_holds_text_is_refused():
     ids = encoded(QUESTION)["input_ids"]
     past = model().model(ids, use_cache=True).past_key_values
@@ -199,7 +202,7 @@ def test_a_cache_that_holds_text_is_refused():
 
 def test_another_model_is_refused():
     with pytest.raises(ConfigurationError, match="another model than the sampler's"):
-        tiny().model.generate(torch.tensor([[3, 4]]), custom_generate=sampler().custom_generate)
+        tiny().model.generate(torch.tensor([[3, 4]]), custom_generate=for_transformers(sampler()))
 
 
 # Streamers -----------------------------------------------------------------------------------------
@@ -446,7 +449,8 @@ def test_an_adapter_put_on_a_loaded_model_is_decoded_with_under_every_cache():
     assert (apart["none"].confidence - plain.confidence).abs().nan_to_num().max() > 1e-3
     chosen = Sampler(loaded, cache="dual", schedule=BLOCKS)
     ids = encoded(QUESTION)["input_ids"]
-    by_wrapper = wrapped.generate(input_ids=ids, custom_generate=chosen.custom_generate, max_new_tokens=32)
+    decode = for_transformers(chosen)
+    by_wrapper = wrapped.generate(input_ids=ids, custom_generate=decode, max_new_tokens=32)
     assert torch.equal(by_wrapper, chosen.generate(QUESTION, 32).sequences)
     wrapped.merge_and_unload()
     for name, result in apart.items():

@@ -49,7 +49,7 @@ def test_the_changelog_has_a_place_for_the_next_change():
 
 
 def test_the_changelog_counts_what_ships():
-    from dllm_sampling.plugins import load
+    from dllm_sampling.plugins.discovery import load
 
     text = " ".join((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split())
     shipped = load("strategies,caches", None, strict=True)
@@ -148,7 +148,7 @@ def sdist(tmp_path_factory):
 def test_the_sdist_holds_what_builds_and_tests_it(sdist):
     for name in (
         "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "Makefile",
-        "constraints.txt", "strategies/factor.py", "strategies/schedules/sliding.py", "caches/dual.py",
+        "constraints.txt", "strategies/unmasking/factor.py", "strategies/schedules/sliding.py", "caches/dual.py",
         "dllm_sampling/py.typed", "dllm_sampling/bundled/references.bib",
         "dllm_sampling/bundled/word-problems/model.safetensors", "tests/test_rules.py",
         "tests/data/published/klass.json", "tests/data/llada/model.safetensors", "docs/decisions.md",

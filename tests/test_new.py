@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from dllm_sampling import ConfigurationError, plugins
+from dllm_sampling import ConfigurationError
 from dllm_sampling.cli import new as command
+from dllm_sampling.plugins import discovery as plugins
 from tests.models import printed_by
 from tests.test_cli import run
 from tests.test_plugins import GOOD

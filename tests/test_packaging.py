@@ -38,7 +38,7 @@ def test_the_wheel_works_from_outside_the_checkout(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(site)
-    assert "dllm_sampling/strategies/factor.py" in names
+    assert "dllm_sampling/strategies/unmasking/factor.py" in names
     assert "dllm_sampling/caches/dual.py" in names
     assert "dllm_sampling/bundled/word-problems/model.safetensors" in names
     assert "dllm_sampling/py.typed" in names

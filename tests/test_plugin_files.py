@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm_sampling import ConfigurationError, PluginError, PluginWarning, plugins
+from dllm_sampling import ConfigurationError, PluginError, PluginWarning
+from dllm_sampling.plugins import discovery as plugins
 from tests.test_plugins import GOOD
 
 REGISTERS = "def register_observers():\n    return {}\n"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dllm_sampling import ConfigurationError, PluginError, PluginWarning, Sampler, plugins
+from dllm_sampling import ConfigurationError, PluginError, PluginWarning, Sampler
+from dllm_sampling.plugins import discovery as plugins
 from tests.models import printed_by, prompts_of, tiny
 
 ROOT = Path(__file__).parent.parent

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from transformers import BatchEncoding
 
 from dllm_sampling import ConfigurationError, PromptError, Sampler, load_model
+from dllm_sampling.engine.prompts import encode, encode_one, to_fill, with_targets
 from dllm_sampling.errors import DllmSamplingError
-from dllm_sampling.prompts import encode, encode_one, to_fill, with_targets
 from tests.models import tiny
 
 MODEL = load_model()

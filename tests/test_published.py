@@ -20,8 +20,9 @@ from dllm_sampling.strategies import (
     SchED,
 )
 
-from dllm_sampling import Decision, Sampler, UnmaskingPolicy, or_the_best, prompts
-from dllm_sampling.engine import Run
+from dllm_sampling import Decision, Sampler, UnmaskingPolicy, or_the_best
+from dllm_sampling.engine import prompts
+from dllm_sampling.engine.run import Run
 from dllm_sampling.testing import ChosenModel, observe
 
 FOLDER = Path(__file__).parent / "data" / "published"
@@ -157,7 +158,8 @@ def run_of(model, tokens, targets, **settings):
     """The steps of one canvas, to its end."""
     facts = model.facts
     canvases = prompts.to_fill([tokens], [targets], facts)
-    return Run(Sampler(model, batch_size=1, stop_at_eos=False, **settings), canvases, None, 0, False)
+    settings = Sampler(model, batch_size=1, stop_at_eos=False, **settings).settings
+    return Run(settings, model, canvases, None, 0, False)
 
 
 def replayed(case, length, settings, logits_of, prompt=1):
@@ -369,7 +371,7 @@ def test_remdm_decides_as_recorded():
 
 def rounds_of(block, base):
     """The places of a block by round."""
-    from dllm_sampling.strategies.dilated import dilated_rounds
+    from dllm_sampling.strategies.unmasking.dilated import dilated_rounds
 
     (round_of,) = dilated_rounds(torch.tensor([[block]]), block + 2, base).tolist()
     assert round_of[block:] == [-1, -1]

@@ -10,18 +10,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dllm_sampling import (
-    ForwardPlan,
-    Region,
-    confidence,
-    in_order,
-    largest,
-    log_of,
-    noise,
-    or_the_best,
-    top_k,
-)
-from dllm_sampling.kv_buffer import KVBuffer
+from dllm_sampling import ForwardPlan, Region, in_order, largest, log_of, or_the_best, top_k
+from dllm_sampling.backbones.kv_buffer import KVBuffer
+from dllm_sampling.state import confidence, noise
 from dllm_sampling.testing import observe
 from dllm_sampling.testing.data import logits
 

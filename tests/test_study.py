@@ -196,7 +196,7 @@ def test_the_manifest_says_what_it_was_made_with(whole):
     manifest = whole.manifest
     (run,) = manifest["runs"]
     assert run["environment"]["versions"]["torch"] == torch.__version__
-    assert {p["name"] for p in run["environment"]["plugins"]} >= {"strategies", "caches", "tasks"}
+    assert {p["name"] for p in run["environment"]["plugins"]} >= {"strategies", "caches", "bundled"}
     assert run["environment"]["devices"]["cpu"]
     assert run["executor"] == "local"
     assert run["batches"] == 9

@@ -15,8 +15,8 @@ from dllm_sampling.caches import DualCache
 
 import dllm_sampling
 from dllm_sampling import ConfigurationError, Sampler, UnmaskingPolicy
-from dllm_sampling.plugins import FOLDER
-from dllm_sampling.policies import Nested
+from dllm_sampling.plugins.discovery import FOLDER
+from dllm_sampling.plugins.nested import Nested
 from dllm_sampling.study import Results, Study, StudyConfig, code
 from tests.study_files import SMALL, contents, small, written
 

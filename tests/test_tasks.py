@@ -11,8 +11,8 @@ import pytest
 
 import dllm_sampling
 from dllm_sampling import ConfigurationError, Example, PromptError, Sampler, Task, load_model, registry
+from dllm_sampling.integrations.lm_eval_task import _loaded
 from dllm_sampling.tasks.checkers import CHECKERS
-from dllm_sampling.tasks.harness import _loaded
 from tests.study_files import command, finished, small
 
 BUNDLED = Path(dllm_sampling.__file__).parent / "bundled" / "word_problems.jsonl"
@@ -287,7 +287,7 @@ def test_harness_and_study_agree_on_every_answer(harness, tmp_path):
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    from dllm_sampling.harness import SamplerLM
+    from dllm_sampling.integrations.lm_eval_model import SamplerLM
 
     lm = SamplerLM(cache="dual", chat_template=True, batch_size=4)
     found = lm_eval.simple_evaluate(
@@ -339,7 +339,7 @@ def test_a_misspelt_model_arg_is_told_without_a_traceback(harness, tmp_path):
 @pytest.fixture(scope="module")
 def lm():
     pytest.importorskip("lm_eval")
-    from dllm_sampling.harness import SamplerLM
+    from dllm_sampling.integrations.lm_eval_model import SamplerLM
 
     return SamplerLM(cache="dual", batch_size=2)
 
@@ -415,7 +415,7 @@ class TestModel:
         assert lm.tokens - before <= 3
 
     def test_what_a_sampler_that_samples_is_asked_for(self):
-        from dllm_sampling.harness import SamplerLM
+        from dllm_sampling.integrations.lm_eval_model import SamplerLM
 
         lm = SamplerLM(**{"sampling.temperature": 0.5, "sampling.top_p": 0.9, "gen_length": 2})
         for fits in ({}, {"do_sample": True}, {"temperature": 0.5}, {"do_sample": True, "top_p": 0.9}):
@@ -453,13 +453,13 @@ class TestModel:
             lm.loglikelihood_rolling([])
 
     def test_a_batch_size_that_is_no_number_is_refused(self):
-        from dllm_sampling.harness import SamplerLM
+        from dllm_sampling.integrations.lm_eval_model import SamplerLM
 
         with pytest.raises(ConfigurationError, match="batch_size must be a number, got 'auto'"):
             SamplerLM(batch_size="auto")
 
     def test_the_configs_gen_length_stands_above_the_tasks(self):
-        from dllm_sampling.harness import SamplerLM
+        from dllm_sampling.integrations.lm_eval_model import SamplerLM
 
         lm = SamplerLM(gen_length=8)
         lm.generate_until([self.request(PROBLEMS[0]["question"], max_gen_toks=64)], disable_tqdm=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dllm_sampling.backbones.base import Backbone
-from dllm_sampling.backbones.loading import load_model
 
-__all__ = ["Backbone", "load_model", "register_backbones"]
+__all__ = ["Backbone", "register_backbones"]
 
 
 def register_backbones() -> list[type[Backbone]]:

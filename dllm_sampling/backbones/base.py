@@ -6,6 +6,7 @@ are called there. The forward is the same for all.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +15,19 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import Self
 
 from dllm_sampling.backbones import special_ids
 from dllm_sampling.backbones.execution import Compile, Execution, forward
+from dllm_sampling.backbones.kv_buffer import KVBuffer
 from dllm_sampling.backbones.tokenizer import read_tokenizer
 from dllm_sampling.errors import CheckpointError, ConfigurationError, DecodingError, PluginError
-from dllm_sampling.kv_buffer import KVBuffer
-from dllm_sampling.observation import Observation, Sampling
-from dllm_sampling.state import DecodingState, ForwardPlan, ModelFacts, Region
+from dllm_sampling.state.decoding_state import DecodingState
+from dllm_sampling.state.facts import ModelFacts
+from dllm_sampling.state.observation import Observation
+from dllm_sampling.state.plan import ForwardPlan
+from dllm_sampling.state.region import Region
+from dllm_sampling.state.sampling import Sampling
 
 
 class Forward(NamedTuple):
@@ -98,6 +104,12 @@ class Backbone(ABC):
     def finish(cls, model: PreTrainedModel) -> PreTrainedModel:
         """Last touches to a model that was just loaded."""
         return model
+
+    def with_facts(self, facts: ModelFacts) -> Self:
+        """The same model, weights and execution shared, that says other facts of itself."""
+        other = copy.copy(self)
+        other.facts = facts
+        return other
 
     # The forward -------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dllm_sampling.backbones import packing
-from dllm_sampling.kv_buffer import KVBuffer
+from dllm_sampling.backbones.kv_buffer import KVBuffer
 
 Compile: TypeAlias = Literal["auto", "on", "off"]
 COMPILE_CHOICES: tuple[Compile, ...] = ("auto", "on", "off")

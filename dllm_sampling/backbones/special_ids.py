@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dllm_sampling.chat_template import WORK, render
 from dllm_sampling.errors import CheckpointError, PromptError
+from dllm_sampling.inputs.chat_template import WORK, render
 
 
 def _is_id(value: Any, vocab_size: int) -> bool:

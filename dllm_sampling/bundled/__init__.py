@@ -1,4 +1,4 @@
-"""The bundled model and its task: word problems with worked answers."""
+"""What ships beside the strategies: the bundled model and its task, tasks from files, references, studies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dllm_sampling.tasks import Task
 
 
 def register_tasks() -> list[type[Task]]:
-    """The held-out word problems."""
+    """The held-out word problems, and the task that a local file makes."""
+    from dllm_sampling.bundled.file_task import FileTask
     from dllm_sampling.bundled.word_problems import WordProblems
 
-    return [WordProblems]
+    return [FileTask, WordProblems]

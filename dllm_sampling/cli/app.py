@@ -93,7 +93,7 @@ def _plugins_dir(folder: str | None) -> None:
     if folder is None:
         return
     from dllm_sampling.errors import ConfigurationError
-    from dllm_sampling.plugins import FOLDER
+    from dllm_sampling.plugins.discovery import FOLDER
 
     if not folder.strip():
         raise ConfigurationError(f"--plugins-dir {folder!r} names no folder; the working one is `.`.")
@@ -352,7 +352,7 @@ def harness(context: typer.Context) -> None:
 
     dllm-sampling harness run --tasks gsm8k --model_args config=run.yaml,cache=dual
     """
-    from dllm_sampling.harness import main as run_harness
+    from dllm_sampling.integrations.lm_eval_model import main as run_harness
 
     try:
         run_harness(context.args)
@@ -375,7 +375,7 @@ def config_schema(plugins_dir: PluginsDir = None) -> None:
     """Print the JSON Schema of a run, installed plugins included."""
     import json
 
-    from dllm_sampling.config import json_schema
+    from dllm_sampling.config.schema import json_schema
 
     _plugins_dir(plugins_dir)
     say(json.dumps(json_schema(), indent=2))

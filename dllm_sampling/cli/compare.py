@@ -20,8 +20,8 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from dllm_sampling.cli.terminal import Screen, shown
-from dllm_sampling.config_files import read_mapping
 from dllm_sampling.errors import ConfigurationError, unknown_name
+from dllm_sampling.inputs.config_files import read_mapping
 from dllm_sampling.study import Executor, LocalExecutor, Progress, RayExecutor, Results, Study, StudyConfig
 from dllm_sampling.study import report as reports
 from dllm_sampling.study.cells import matching

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dllm_sampling.backbones.loading import load_tokenizer
 from dllm_sampling.cli.terminal import tell
 from dllm_sampling.errors import ConfigurationError, DllmSamplingError
-from dllm_sampling.messages import refuse_lone_surrogates
-from dllm_sampling.plugins import registry
+from dllm_sampling.inputs.messages import refuse_lone_surrogates
+from dllm_sampling.inputs.text_files import json_lines, read_text
+from dllm_sampling.loading.checkpoint import load_tokenizer
+from dllm_sampling.plugins.discovery import registry
 from dllm_sampling.tasks import Task
-from dllm_sampling.text_files import json_lines, read_text
 
 
 def count(sources: Sequence[str], model: str | None, output: Path) -> None:

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dllm_sampling import references
 from dllm_sampling.cli.terminal import say, say_columns
 from dllm_sampling.errors import ConfigurationError, unknown_name
-from dllm_sampling.named import Named
-from dllm_sampling.plugins import KIND_TITLES, Registry, registry
-from dllm_sampling.policies import KINDS, POLICY_MARK
+from dllm_sampling.plugins import references
+from dllm_sampling.plugins.discovery import registry
+from dllm_sampling.plugins.nested import POLICY_MARK
+from dllm_sampling.plugins.registry import KIND_TITLES, Registry
+from dllm_sampling.policies.kinds import KINDS
+from dllm_sampling.policies.named import Named
 from dllm_sampling.tasks import Task
 
 _SHIPPED = "dllm-sampling"

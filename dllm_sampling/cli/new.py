@@ -17,8 +17,9 @@ import dllm_sampling
 from dllm_sampling import testing
 from dllm_sampling.cli.terminal import say
 from dllm_sampling.errors import ConfigurationError, unknown_name
-from dllm_sampling.plugins import KIND_TITLES, SELECT, registry
-from dllm_sampling.policies import KINDS
+from dllm_sampling.plugins.discovery import registry
+from dllm_sampling.plugins.registry import KIND_TITLES, SELECT
+from dllm_sampling.policies.kinds import KINDS
 
 _TEMPLATES = Path(__file__).parent / "templates"
 

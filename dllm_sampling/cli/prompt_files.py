@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dllm_sampling import prompts
+from dllm_sampling.engine import prompts
 from dllm_sampling.errors import PromptError, shown
-from dllm_sampling.text_files import decoded, json_lines, lines, parsed, read_text
+from dllm_sampling.inputs.text_files import decoded, json_lines, lines, parsed, read_text
 
 # Where the prompt of a JSON object stands.
 _KEYS = ("prompt", "question", "messages")

@@ -11,9 +11,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dllm_sampling.cli.prompt_files import read_prompts
 from dllm_sampling.cli.terminal import Screen, say, tell, tell_of
-from dllm_sampling.config import RunConfig
-from dllm_sampling.engine import Sampler
-from dllm_sampling.result import MOST_FORCED, GenerationResult
+from dllm_sampling.config.run_config import RunConfig
+from dllm_sampling.engine.sampler import Sampler
+from dllm_sampling.state.result import MOST_FORCED, GenerationResult
 
 __all__ = ["configure", "generate", "read_prompts"]
 

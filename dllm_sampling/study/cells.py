@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dllm_sampling.config import RunConfig
+from dllm_sampling.config.run_config import RunConfig
 from dllm_sampling.errors import ConfigurationError, unknown_name
 from dllm_sampling.study import provenance
 from dllm_sampling.study.code import code_of, digest, engine_code, with_contents

@@ -15,18 +15,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import dllm_sampling
-from dllm_sampling.named import Named
+from dllm_sampling.policies.named import Named
 
-_ROOT = Path(dllm_sampling.__file__).resolve().parent
+_ROOT = Path(__file__).resolve().parent.parent
 # What lies beside the engine and decides no text: it shows, checks, tests or calls. Shipped policies are
 # named by the runs that use them, like anybody's.
 _NO_ENGINE = {
-    "bundled", "caches", "cli", "harness.py", "integrations", "strategies", "study", "tasks", "testing",
-    "trace",
+    "bundled", "caches", "cli", "integrations", "strategies", "study", "tasks", "testing", "trace",
 }  # fmt: skip
 _SHIPPED = (
-    "dllm_sampling.bundled", "dllm_sampling.caches", "dllm_sampling.strategies", "dllm_sampling.tasks",
+    "dllm_sampling.bundled", "dllm_sampling.caches", "dllm_sampling.integrations", "dllm_sampling.strategies",
+    "dllm_sampling.tasks",
 )  # fmt: skip
 _BASES = {"builtins", "abc", "pydantic", "typing"}  # what every class builds on
 _LIBRARIES = [

@@ -14,14 +14,15 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from dllm_sampling import run_hooks
-from dllm_sampling.config import ModelSettings, RunConfig, set_setting
-from dllm_sampling.config_files import read_mapping
+from dllm_sampling.config.overrides import set_setting
+from dllm_sampling.config.run_config import ModelSettings, RunConfig
+from dllm_sampling.config.sampler_settings import SamplerSettings, refuse_unknown, validated
+from dllm_sampling.engine import run_hooks
 from dllm_sampling.errors import ConfigurationError, PluginError, unknown_name
-from dllm_sampling.named import Settings
-from dllm_sampling.plugins import registry
-from dllm_sampling.policies import Nested
-from dllm_sampling.settings import SamplerSettings, refuse_unknown, validated
+from dllm_sampling.inputs.config_files import read_mapping
+from dllm_sampling.inputs.settings import Settings
+from dllm_sampling.plugins.discovery import registry
+from dllm_sampling.plugins.nested import Nested
 from dllm_sampling.study import paths
 from dllm_sampling.tasks import Task
 
@@ -303,7 +304,7 @@ def _samplers(
         try:
             for path, value in point.items():
                 _refuse_outside(path)
-                set_setting(run, path, copy.deepcopy(value))
+                set_setting(RunConfig, run, path, copy.deepcopy(value))
             refuse_unknown(SamplerSettings, run["sampler"], "")
             built = SamplerSettings.of(paths.of_sampler(run["sampler"], folder))
             run_hooks.manager(run_hooks.policies_of(built))  # refuses broken policies now

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from dllm_sampling.errors import ConfigurationError, StudyError
-from dllm_sampling.plugins import FOLDER, SELECT, STRICT, registry
+from dllm_sampling.plugins.discovery import FOLDER, STRICT, registry
+from dllm_sampling.plugins.registry import SELECT
 from dllm_sampling.study.cells import Unit
 from dllm_sampling.study.work import CellFailure, Worker
 from dllm_sampling.tasks import Example

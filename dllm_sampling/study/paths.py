@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dllm_sampling.named import Named
-from dllm_sampling.plugins import registry
-from dllm_sampling.policies import Nested
-from dllm_sampling.settings import SamplerSettings
+from dllm_sampling.config.sampler_settings import SamplerSettings
+from dllm_sampling.plugins.discovery import registry
+from dllm_sampling.plugins.nested import Nested
+from dllm_sampling.policies.named import Named
 from dllm_sampling.tasks import Task
 
 # Fields of text in which a task that ships names a file; fields typed `Path` need no entry.

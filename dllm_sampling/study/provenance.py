@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from dllm_sampling import run_hooks
-from dllm_sampling.backbones.loading import checkpoint_folder
-from dllm_sampling.config import ModelSettings, RunConfig
-from dllm_sampling.named import Named
-from dllm_sampling.plugins import registry
+from dllm_sampling.config.run_config import ModelSettings, RunConfig
+from dllm_sampling.engine import run_hooks
+from dllm_sampling.loading.folder import checkpoint_folder
+from dllm_sampling.plugins.discovery import registry
+from dllm_sampling.policies.named import Named
 from dllm_sampling.study.code import digest, engine_code, file_hash
 
 _DISTRIBUTIONS = ("dllm-sampling", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")

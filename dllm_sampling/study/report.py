@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,6 @@ from typing import Any
 import jinja2
 import yaml
 
-import dllm_sampling
 from dllm_sampling.study import metrics, plots
 from dllm_sampling.study import text as text_of
 from dllm_sampling.study.metrics import METRICS, Estimate, Metric, Row
@@ -87,7 +87,7 @@ def write(results: Results, folder: Path | None = None) -> Path:
         "warnings": results.warnings,
         "unfinished": results.unfinished,
         "failed": results.failed,
-        "version": dllm_sampling.__version__,
+        "version": importlib.metadata.version("dllm-sampling"),
         "resamples": metrics.RESAMPLES,
         "no_difference": metrics.NO_DIFFERENCE,
     }

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from dllm_sampling.errors import StudyError
-from dllm_sampling.result import MOST_FORCED
+from dllm_sampling.state.result import MOST_FORCED
 from dllm_sampling.study import metrics
 from dllm_sampling.study.folder import ResultsFolder
 from dllm_sampling.study.metrics import Columns, Curve, Row

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from dllm_sampling import prompts
 from dllm_sampling.backbones.base import Backbone
-from dllm_sampling.config import ModelSettings
-from dllm_sampling.engine import Sampler
+from dllm_sampling.config.run_config import ModelSettings
+from dllm_sampling.engine import prompts
+from dllm_sampling.engine.sampler import Sampler
 from dllm_sampling.errors import PromptError
-from dllm_sampling.result import GenerationResult
+from dllm_sampling.state.result import GenerationResult
 from dllm_sampling.study.cells import Cell, Unit
 from dllm_sampling.tasks import Example
 

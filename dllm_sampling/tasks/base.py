@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from pydantic import Field
 
-from dllm_sampling.named import Named
+from dllm_sampling.policies.named import Named
 
 Prompt: TypeAlias = "str | Sequence[Mapping[str, Any]]"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import jinja2
 
-from dllm_sampling import chat_template
 from dllm_sampling.errors import ConfigurationError
+from dllm_sampling.inputs import chat_template
 
 
 class Template:

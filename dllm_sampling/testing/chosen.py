@@ -11,11 +11,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from dllm_sampling.backbones.base import Backbone
 from dllm_sampling.backbones.execution import Execution
+from dllm_sampling.backbones.kv_buffer import KVBuffer
 from dllm_sampling.errors import CheckpointError
-from dllm_sampling.kv_buffer import KVBuffer
-from dllm_sampling.observation import Observation, Sampling
-from dllm_sampling.policies import Policy
-from dllm_sampling.state import DecodingState, ModelFacts, Region
+from dllm_sampling.policies.kinds import Policy
+from dllm_sampling.state.decoding_state import DecodingState
+from dllm_sampling.state.facts import ModelFacts
+from dllm_sampling.state.observation import Observation
+from dllm_sampling.state.region import Region
+from dllm_sampling.state.sampling import Sampling
 
 MASK_FROM_END = 1
 EOS_FROM_END = 2

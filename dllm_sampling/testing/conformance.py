@@ -20,11 +20,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from dllm_sampling import run_hooks
 from dllm_sampling.backbones.base import Backbone
-from dllm_sampling.engine import Sampler, Step
+from dllm_sampling.engine import run_hooks
+from dllm_sampling.engine.run import Step
+from dllm_sampling.engine.sampler import Sampler
 from dllm_sampling.errors import DllmSamplingError
-from dllm_sampling.policies import (
+from dllm_sampling.policies.kinds import (
     BlockSchedule,
     CachePolicy,
     LogitsTransform,
@@ -33,7 +34,7 @@ from dllm_sampling.policies import (
     UnmaskingPolicy,
     Wrapper,
 )
-from dllm_sampling.result import GenerationResult
+from dllm_sampling.state.result import GenerationResult
 from dllm_sampling.testing.chosen import ChosenModel
 from dllm_sampling.testing.sync import SyncCounter
 from dllm_sampling.testing.tiny import tiny_model

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from dllm_sampling.strategies.schedules.ragged import region_of_rows
-from dllm_sampling.strategies.transforms.suppress_tokens import token_id
+from dllm_sampling.strategies.shared.ragged import region_of_rows
+from dllm_sampling.strategies.shared.token_ids import token_id
 from pydantic import Field
 from torch import Tensor
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from dllm_sampling.strategies.schedules.ragged import region_of_rows
+from dllm_sampling.strategies.shared.ragged import region_of_rows
 from pydantic import Field
 
 from dllm_sampling import BlockSchedule, Decision, DecodingState, ModelFacts, Observation, Region

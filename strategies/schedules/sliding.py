@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from dllm_sampling.strategies.schedules.ragged import region_of_rows
+from dllm_sampling.strategies.shared.ragged import region_of_rows
 from pydantic import Field
 from torch import Tensor
 

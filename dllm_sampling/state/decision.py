@@ -1,0 +1,30 @@
+"""What one step does to the region."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a step does to the region; every mask is bool `[batch, region]`.
+
+    commit: masked positions to commit. The engine keeps those that are eligible.
+    tokens: `[batch, region]` ids to write instead of the candidates. Ids that may never be committed
+        are replaced by the candidate.
+    overwrite: committed targets to write anew, with `tokens`.
+    remask: committed targets to mask again; where a target is in both, this one holds.
+    finish: `[batch]`, rows to end now; their open targets become padding.
+    """
+
+    commit: Tensor
+    tokens: Tensor | None = None
+    overwrite: Tensor | None = None
+    remask: Tensor | None = None
+    finish: Tensor | None = None

@@ -1,0 +1,39 @@
+"""What policies may know of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What policies may know of the model; handed to `begin`.
+
+    `allowed` is a bool tensor `[vocabulary]`: the ids that may be committed, which leaves out the mask
+    id and every id the tokenizer does not have. `banned` lists the others.
+    """
+
+    family: str
+    tokenizer: PreTrainedTokenizerBase | None
+    mask_token_id: int
+    pad_token_id: int
+    eos_token_ids: tuple[int, ...]
+    vocab_size: int
+    max_length: int
+    allowed: Tensor
+    banned: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "banned", (~self.allowed).nonzero()[:, 0])
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the canvas and of every tensor a policy sees."""
+        return self.allowed.device

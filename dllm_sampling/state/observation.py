@@ -1,0 +1,135 @@
+"""What one forward shows of the region, each score computed when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dllm_sampling.errors import no_attribute
+from dllm_sampling.state import confidence, noise
+from dllm_sampling.state.sampling import Sampling
+
+if TYPE_CHECKING:
+    from dllm_sampling.state.decoding_state import DecodingState
+    from dllm_sampling.state.region import Region
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """One row for each position of the region, after one forward.
+
+    logits: `[batch, region, vocabulary]` float32; row i predicts position i, for every family.
+    positions: `[batch, region]` canvas columns, -1 at padding. blocks: the block of each.
+    fresh: the prediction was computed in this forward. What is not fresh is not to be read.
+    masked: open targets. committed: fresh targets that are committed: they may be overwritten or
+        masked again. eligible: fresh open targets that may be committed now.
+    branches: logits of further canvases by name, shaped as `logits`: see the hook `canvases`.
+    """
+
+    state: DecodingState
+    sampling: Sampling
+    logits: Tensor
+    positions: Tensor
+    blocks: Tensor
+    fresh: Tensor
+    masked: Tensor
+    committed: Tensor
+    eligible: Tensor
+    branches: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        state: DecodingState,
+        region: Region,
+        sampling: Sampling,
+        logits: Tensor,
+        fresh: Tensor | None,
+        branches: Mapping[str, Tensor] | None = None,
+    ) -> Observation:
+        """What `logits [batch, region, vocabulary]` show of the region; `fresh=None` means all."""
+        if region.span is not None:
+            masked, targets = state.masked[:, region.span], state.targets[:, region.span]
+        else:
+            inside = region.positions >= 0
+            masked = state.gather(state.masked, region.positions) & inside
+            targets = state.gather(state.targets, region.positions) & inside
+        masked = masked.clone()  # the canvas changes under the view when the step commits
+        fresh = torch.ones_like(masked) if fresh is None else fresh
+        return cls(
+            state=state,
+            sampling=sampling,
+            logits=logits.float().contiguous(),
+            positions=region.positions,
+            blocks=region.blocks,
+            fresh=fresh,
+            masked=masked,
+            committed=targets & ~masked & fresh,
+            eligible=masked & fresh,
+            branches={name: values.float() for name, values in (branches or {}).items()},
+        )
+
+    def with_logits(self, logits: Tensor) -> Observation:
+        """The same observation with other logits; scores are computed anew."""
+        return replace(self, logits=logits.contiguous())
+
+    def restricted(self, allowed: Tensor) -> Observation:
+        """The same observation with fewer eligible positions; scores already computed are kept."""
+        narrowed = replace(self, eligible=self.eligible & allowed)
+        for name in _SCORES & vars(self).keys():
+            vars(narrowed)[name] = vars(self)[name]
+        return narrowed
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """The candidate of each position, `[batch, region]`: the most likely or a sampled token."""
+        if self.sampling.temperature == 0:
+            return confidence.best_of(self._scored, self.state.facts.banned)
+        keys = self.state.noise_keys(self.positions, "tokens")
+        noisy = self._filtered + noise.gumbel(keys, self._filtered.shape[-1])
+        return noisy.index_fill_(-1, self.state.facts.banned, -torch.inf).argmax(-1)
+
+    @cached_property
+    def log_confidence(self) -> Tensor:
+        """log probability of the candidate, `[batch, region]` float32."""
+        if self.sampling.temperature == 0:
+            return confidence.log_confidence_of_best(self._scored, self.tokens, self.state.facts.banned)
+        return confidence.log_probability(self._scored, self.tokens)
+
+    @cached_property
+    def margin(self) -> Tensor:
+        """The gap between the two largest probabilities, `[batch, region]`."""
+        return confidence.margin(self._scored)
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Entropy of the prediction in nats, `[batch, region]`."""
+        return confidence.entropy(self._scored)
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_attribute(self, name)
+
+    def log_prob(self, tokens: Tensor) -> Tensor:
+        """log probability of any `tokens [batch, region]`, such as those committed before."""
+        return confidence.log_probability(self._scored, tokens)
+
+    def log_confidence_of(self, tokens: Tensor) -> Tensor:
+        """As `log_prob`, with the candidate's own precision where `tokens` are the candidates."""
+        return self.log_confidence if tokens is self.tokens else self.log_prob(tokens)
+
+    @cached_property
+    def _filtered(self) -> Tensor:
+        s = self.sampling
+        return confidence.filtered(self.logits, s.temperature, s.top_p, s.top_k)
+
+    @property
+    def _scored(self) -> Tensor:
+        return self._filtered if self.sampling.confidence == "filtered" else self.logits
+
+
+_SCORES = {"tokens", "log_confidence", "margin", "entropy", "_filtered"}

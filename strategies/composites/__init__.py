@@ -1,1 +1,0 @@
-"""Unmasking policies made of others."""

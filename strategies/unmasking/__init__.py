@@ -1,0 +1,1 @@
+"""Unmasking policies, those that hold others among them."""

@@ -1,0 +1,34 @@
+"""The first that commits."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from dllm_sampling.strategies.shared.parts import Policies, masks_of
+from pydantic import Field
+from torch import Tensor
+
+from dllm_sampling import DecodingState, Observation, UnmaskingPolicy
+
+
+class FirstOf(UnmaskingPolicy):
+    """What the first of several policies commits; where that is nothing, the next one, and so on.
+
+    Row by row, of what is eligible. Needs policies that commit and do nothing else.
+    Rule: the first non-empty of several sets.
+    Source: the fallbacks of published rules, such as KLASS's (arXiv:2511.05664) to a fixed budget.
+    """
+
+    name: ClassVar[str] = "first_of"
+    policies: Policies = Field(description="Policies in order; each commits, none remasks.")
+
+    def idle_steps(self, targets: int) -> int:
+        return max(policy.idle_steps(targets) for policy in self.policies)
+
+    def select(self, state: DecodingState, observation: Observation) -> Tensor:
+        chosen = torch.zeros_like(observation.eligible)
+        for policy in self.policies:
+            more = masks_of(policy, state, observation) & observation.eligible
+            chosen = torch.where(chosen.any(1, keepdim=True), chosen, more)
+        return chosen

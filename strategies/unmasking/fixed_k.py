@@ -1,0 +1,35 @@
+"""A fixed budget a forward."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from dllm_sampling.strategies.shared.budget import Budgeted
+from pydantic import Field
+from torch import Tensor
+
+from dllm_sampling import DecodingState, Observation
+
+
+class FixedK(Budgeted):
+    """Commit the best positions up to a budget: `k` every forward, or `steps` shared out in all.
+
+    With `steps`, a block of n targets gets its share S of the steps, and its i-th forward commits
+    n // S positions, one more for the first n % S: LLaDA's schedule where all blocks are equal.
+    Needs what `score` ranks by, random numbers where that is chance, and with `steps` a schedule that
+    knows its blocks ahead.
+    Rule: commit the k positions of the largest score.
+    Source: LLaDA (arXiv:2502.09992), low-confidence remasking and its random variant.
+    """
+
+    name: ClassVar[str] = "fixed_k"
+    score: Literal["confidence", "margin", "entropy", "random"] = Field(
+        "confidence", description="What makes a position better; entropy counts downwards."
+    )
+
+    def scores(self, state: DecodingState, observation: Observation) -> Tensor:
+        if self.score == "random":
+            return state.uniform(self, observation.positions)
+        if self.score == "entropy":
+            return -observation.entropy
+        return observation.margin if self.score == "margin" else observation.log_confidence

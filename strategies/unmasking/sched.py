@@ -1,0 +1,76 @@
+"""Early commit on a smooth schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from dllm_sampling.strategies.shared.parts import and_also
+from pydantic import Field, model_validator
+from torch import Tensor
+from typing_extensions import Self
+
+from dllm_sampling import (
+    Decision,
+    DecodingState,
+    NestedUnmaskingPolicy,
+    Observation,
+    UnmaskingPolicy,
+    realigned,
+)
+
+
+class SchED(UnmaskingPolicy):
+    """Another policy, until the open positions are settled on average; then all of them at once.
+
+    Settled means that the mean gap of their two largest logits reaches a threshold that falls smoothly
+    with progress p, and (`stable`) that none of their candidates changed since the last forward. Meant
+    for the `whole_canvas` schedule. Needs logits, the row's clock, the last candidates, another policy.
+    Rule: commit all when mean gap >= tau(p); linear hi + (lo - hi) p, cosine lo + (hi - lo)(1 + cos pi p)/2,
+    exponential lo + (hi - lo) e^(-k p).
+    Source: SchED (arXiv:2512.02892) and its code for Dream, which adds the condition of stability.
+    """
+
+    name: ClassVar[str] = "sched"
+    policy: NestedUnmaskingPolicy = Field(description="What commits until then.")
+    schedule: Literal["cosine", "linear", "exponential"] = Field("cosine", description="How tau falls.")
+    high: float = Field(7.5, ge=0, description="Gap asked for at the start.")
+    low: float = Field(2.5, ge=0, description="Gap asked for at the end; at most `high`.")
+    k: float = Field(4.0, gt=0, description="Rate of the exponential schedule.")
+    stable: bool = Field(True, description="Whether no candidate may have changed.")
+    steps: int | None = Field(
+        None, ge=2, description="Steps that count as the whole; none takes the share of targets committed."
+    )
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Self:
+        self.refuse_without_effect("k", self.schedule != "exponential", f"on schedule={self.schedule!r}")
+        self.refuse_above("low", "high")
+        return self
+
+    def idle_steps(self, targets: int) -> int:
+        return self.policy.idle_steps(targets)
+
+    def select(self, state: DecodingState, observation: Observation) -> Tensor | Decision:
+        top = observation.logits.topk(2, -1)
+        gaps = (top.values[..., 0] - top.values[..., 1]).where(observation.masked, 0.0)
+        gap = gaps.sum(1) / observation.masked.sum(1).clamp_min(1)
+        progress = state.progress if self.steps is None else state.row_steps / (self.steps - 1)
+        settled = gap >= self._tau(progress.clamp_max(1.0))
+        if self.stable:
+            memory, best = state.memory(self), top.indices[..., 0]
+            same = torch.zeros_like(settled)  # nothing to compare with yet
+            if "best" in memory:
+                before = realigned(memory["best"], memory["positions"], observation.positions, -1)
+                same = ((best == before) | ~observation.masked).all(1)
+            memory["best"], memory["positions"] = best, observation.positions
+            settled = settled & same
+        return and_also(self.policy.select(state, observation), settled[:, None])
+
+    def _tau(self, progress: Tensor) -> Tensor:
+        if self.schedule == "linear":
+            return self.high + (self.low - self.high) * progress
+        if self.schedule == "cosine":
+            return self.low + (self.high - self.low) * (1 + (math.pi * progress).cos()) / 2
+        return self.low + (self.high - self.low) * (-self.k * progress).exp()

@@ -1,0 +1,31 @@
+"""A cap on another policy."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from dllm_sampling.strategies.shared.parts import masks_of
+from pydantic import Field
+from torch import Tensor
+
+from dllm_sampling import DecodingState, NestedUnmaskingPolicy, Observation, UnmaskingPolicy, top_k
+
+
+class WithBudget(UnmaskingPolicy):
+    """The most confident of what another policy commits, at most `k`.
+
+    Needs the confidences, and a policy that commits and does nothing else.
+    Rule: the k most confident of a set.
+    Source: the caps of published rules, such as WINO's (arXiv:2507.18578).
+    """
+
+    name: ClassVar[str] = "with_budget"
+    policy: NestedUnmaskingPolicy = Field(description="The policy that proposes.")
+    k: int = Field(ge=1, description="Most positions committed a forward.")
+
+    def idle_steps(self, targets: int) -> int:
+        return self.policy.idle_steps(targets)
+
+    def select(self, state: DecodingState, observation: Observation) -> Tensor:
+        proposed = masks_of(self.policy, state, observation) & observation.eligible
+        return top_k(observation.log_confidence, proposed, self.k)
