@@ -3,7 +3,8 @@
     python benchmarks/generation.py [--shape 25M] [--prompt 256] [--gen-length 256] [--batch 1] [--threads 1]
 
 A random model whose logits are sharp enough for thresholds to commit several tokens at once. Prints seconds,
-tokens a forward, token rows, and the ratio to one token a forward without a cache. The last line is JSON.
+tokens a forward, positions computed, and the ratio to one token a forward without a cache. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -69,19 +70,20 @@ def main() -> None:
     seconds = interleaved(ways, args.repeats, args.device)
     first = median(seconds["fixed-k 1, none"])
     rows = {}
-    print(f"{'sampler':24} {'seconds':>8} {'ratio':>7} {'tokens/forward':>15} {'token rows':>11}")
+    print(f"{'sampler':24} {'seconds':>8} {'ratio':>7} {'tokens/forward':>15} {'positions':>11}")
     for name, taken in seconds.items():
         result = results[name]
         per_forward = args.batch * args.gen_length / int(result.row_forwards.sum())
         spent = median(taken)
-        print(f"{name:24} {spent:8.3f} {first / spent:6.2f}x {per_forward:15.2f} {result.token_rows:11d}")
+        computed = result.positions_computed
+        print(f"{name:24} {spent:8.3f} {first / spent:6.2f}x {per_forward:15.2f} {computed:11d}")
         rows[name] = {
             "seconds": spent,
             "ratio": first / spent,
             "tokens_per_forward": per_forward,
             "forwards": result.forwards,
             "refreshes": result.refreshes,
-            "token_rows": result.token_rows,
+            "positions_computed": result.positions_computed,
         }
     finish(
         {"benchmark": "generation", "machine": machine(args.device), "settings": vars(args), "samplers": rows}

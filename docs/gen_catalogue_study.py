@@ -18,9 +18,10 @@ INTRODUCTION = """# An example: the whole catalogue on the bundled word problems
 
 160 held-out problems, batches of 32, one thread of an AMD EPYC; intervals hold 95 % of the resamples of
 prompts. The baseline is the plain confidence threshold at its default. The machine ran tests beside it, so
-speed-ups are rough: tokens per forward are what rules differ in, and token rows what caches save. Caches,
-schedules, transforms and wrappers stand here with that threshold, unmasking policies without a cache. The
-answers are short (40 tokens, blocks of 32) and the model is tiny: what is best here need not be so elsewhere.
+speed-ups are rough: tokens per forward are what rules differ in, and positions computed what caches save.
+Caches, schedules, transforms and wrappers stand here with that threshold, unmasking policies without a cache.
+The answers are short (40 tokens, blocks of 32) and the model is tiny: what is best here need not be so
+elsewhere.
 
 """
 

@@ -137,7 +137,9 @@ def refresh_and_step() -> str:
             if fresh:
                 drawing.line(x + cell / 2, top + 26, x + cell / 2, top + 73, arrow=True)
         x1, x2 = left + computed.start * cell, left + computed.stop * cell
-        drawing.text((x1 + x2) / 2, top - 6, f"{len(computed)} rows computed", anchor="middle", fill=QUIET)
+        drawing.text(
+            (x1 + x2) / 2, top - 6, f"{len(computed)} positions computed", anchor="middle", fill=QUIET
+        )
         old = PROMPT + TARGETS - len(computed)
         words = "all entries are fresh" if not old else f"{old} entries are kept from before, and attended to"
         drawing.text(left + (PROMPT + TARGETS) * cell / 2, top + 120, words, anchor="middle", fill=QUIET)
@@ -180,7 +182,7 @@ def caches() -> str:
     for panel, (title, cache) in enumerate(CACHES):
         left, top = 30 + panel % 2 * across, 50 + panel // 2 * down
         drawing.text(left, top - 22, title, size=14)
-        rows = 0
+        positions = 0
         for n, (computed, visible, chosen) in enumerate(recorded(cache)):
             y = top + n * cell
             fills = [
@@ -194,8 +196,10 @@ def caches() -> str:
                 x += width
             for i in (i for i, now in enumerate(chosen) if now):
                 drawing.dot(left + (i + 0.5) * cell, y + cell / 2 - 0.5)
-            rows += sum(computed)
-        drawing.text(left + (PROMPT + TARGETS) * cell, top - 22, f"{rows} rows", anchor="end", fill=QUIET)
+            positions += sum(computed)
+        drawing.text(
+            left + (PROMPT + TARGETS) * cell, top - 22, f"{positions} positions", anchor="end", fill=QUIET
+        )
         for start in range(PROMPT, PROMPT + TARGETS, BLOCK):
             drawing.line(left + start * cell, top - 8, left + start * cell, top + 12 * cell + 5)
         drawing.text(left + PROMPT * cell / 2, top - 5, "prompt", size=10, anchor="middle", fill=QUIET)

@@ -152,7 +152,7 @@ def recomputed(folder):
                 "tokens",
                 "row_forwards",
                 "refreshes",
-                "token_rows",
+                "positions_computed",
                 "forced",
                 "commits",
                 "remasks",

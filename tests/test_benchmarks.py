@@ -53,8 +53,8 @@ def test_a_benchmark_ends_in_json(name):
         rows = found["samplers"]
         assert len(rows) == 12
         assert rows["fixed-k 4, dual"]["forwards"] == 8
-        assert rows["fixed-k 4, dual"]["token_rows"] == 4 * 48 + 4 * 8
-        assert rows["fixed-k 1, none"]["token_rows"] == 32 * 48
+        assert rows["fixed-k 4, dual"]["positions_computed"] == 4 * 48 + 4 * 8
+        assert rows["fixed-k 1, none"]["positions_computed"] == 32 * 48
     if name == "headline.py":
         assert found["runs"]["dual, 4 a forward"]["refreshes"] == 8
         assert found["runs"]["dual, 4 a forward"]["forwards"] == 16

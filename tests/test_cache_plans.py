@@ -186,8 +186,8 @@ def walk(run, cache, expected):
     result = steps.result
     assert result.row_refreshes.tolist() == in_call_order(run, row_refreshes)
     assert result.row_forwards.tolist() == in_call_order(run, row_forwards)
-    assert result.row_token_rows.tolist() == in_call_order(run, row_rows)
-    assert (result.forwards, result.refreshes, result.token_rows) == (forwards, refreshes, width)
+    assert result.row_positions_computed.tolist() == in_call_order(run, row_rows)
+    assert (result.forwards, result.refreshes, result.positions_computed) == (forwards, refreshes, width)
 
 
 def span(seen, left, right):

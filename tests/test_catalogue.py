@@ -216,7 +216,7 @@ def test_at_the_end_of_its_range_a_cache_is_another_one(cache, other):
 def test_a_narrow_suffix_costs_fewer_rows_and_says_so():
     wide = decoded("dual")
     narrow = decoded({"name": "suffix_window", "policy": "dual", "window": 2, "tail": 1})
-    assert narrow.token_rows < wide.token_rows
+    assert narrow.positions_computed < wide.positions_computed
     assert narrow.refreshes == wide.refreshes
     assert not torch.equal(narrow.confidence, wide.confidence)  # what is hidden is missed
 
@@ -265,7 +265,7 @@ def test_guidance_reads_a_canvas_without_the_prompt(cache):
     model = tiny_model()
     guided = decoded(cache, transforms=[{"name": "classifier_free_guidance", "scale": 1.5}])
     plain = decoded(cache)
-    assert guided.token_rows % 2 == 0
+    assert guided.positions_computed % 2 == 0
     assert not torch.equal(guided.sequences, plain.sequences)
     run = Sampler(
         model, cache=cache, transforms=[{"name": "classifier_free_guidance", "scale": 1.5}], batch_size=1

@@ -369,11 +369,11 @@ def test_a_finished_row_leaves_the_batch_and_costs_nothing_more():
     assert sizes == [2, 1, 1, 1]
     result = sampler.generate([[2, 2], [3, 3]], gen_length=16)
     assert result.row_forwards.tolist() == [1, 4]
-    assert result.token_rows == 2 * 18 + 3 * 18
-    assert result.row_token_rows.tolist() == [18, 4 * 18]
+    assert result.positions_computed == 2 * 18 + 3 * 18
+    assert result.row_positions_computed.tolist() == [18, 4 * 18]
     assert result.row_refreshes.tolist() == [1, 4]
     both_long = sampler.generate([[3, 3], [3, 3]], gen_length=16)
-    assert result.token_rows < both_long.token_rows
+    assert result.positions_computed < both_long.positions_computed
 
 
 def test_an_end_of_sequence_with_masks_before_it_does_not_finish_the_row():
@@ -427,10 +427,10 @@ def test_what_is_counted_for_dual():
     )
     result = sampler.generate(prompts_of([10, 10]), gen_length=16)
     assert (result.forwards, result.refreshes) == (8, 2)
-    assert result.token_rows == 2 * (2 * 26 + 6 * 8)
+    assert result.positions_computed == 2 * (2 * 26 + 6 * 8)
     assert result.row_forwards.tolist() == [8, 8]
     assert result.row_refreshes.tolist() == [2, 2]
-    assert result.row_token_rows.tolist() == [2 * 26 + 6 * 8] * 2
+    assert result.row_positions_computed.tolist() == [2 * 26 + 6 * 8] * 2
     assert 0 < result.refresh_seconds < result.seconds
     assert result.tokens_per_forward == result.tokens.sum().item() / 16
     assert result.forced == result.remasks == 0
@@ -454,7 +454,7 @@ def test_what_is_counted_for_dual_on_dream_includes_the_position_before_the_bloc
         tiny("dream"), unmasking={"name": "fixed_k", "k": 2}, cache="dual", schedule=BLOCKS, stop_at_eos=False
     )
     result = sampler.generate(prompts_of([10]), gen_length=16)
-    assert result.token_rows == 2 * 26 + 6 * 9
+    assert result.positions_computed == 2 * 26 + 6 * 9
 
 
 def test_remasks_are_counted_and_undone_commits_are_not_in_the_result():

@@ -275,9 +275,9 @@ def test_the_sums_of_a_call_are_over_its_batches():
     lengths = [3, 5, 1]
     whole = sampler.generate(prompts(lengths), 8)
     parts = [sampler.generate([prompts(lengths)[i] for i in rows], 8) for rows in ([0, 1], [2])]
-    for name in ("forwards", "refreshes", "token_rows", "forced", "remasks"):
+    for name in ("forwards", "refreshes", "positions_computed", "forced", "remasks"):
         assert getattr(whole, name) == sum(getattr(part, name) for part in parts), name
-    assert whole.token_rows == int(whole.row_token_rows.sum())
+    assert whole.positions_computed == int(whole.row_positions_computed.sum())
     assert (whole.forwards, whole.refreshes) == (8, 4)
     assert 0 < whole.refresh_seconds < whole.seconds
     assert whole.compile_seconds == 0.0

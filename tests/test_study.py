@@ -172,7 +172,7 @@ def test_records_are_what_the_sampler_says_of_the_same_prompts(whole):
         assert [row["tokens"] for row in rows] == result.tokens.tolist()
         assert [row["row_forwards"] for row in rows] == result.row_forwards.tolist()
         assert [row["refreshes"] for row in rows] == result.row_refreshes.tolist()
-        assert sum(row["token_rows"] for row in rows) == result.token_rows
+        assert sum(row["positions_computed"] for row in rows) == result.positions_computed
         assert [row["forced"] for row in rows] == result.row_forced.tolist()
         task = study.config.tasks[0].task
         assert [row["correct"] for row in rows] == [
@@ -188,7 +188,7 @@ def test_records_are_what_the_sampler_says_of_the_same_prompts(whole):
 def test_records_have_their_schema_with_a_version(whole):
     table = next(iter(whole.tables.values()))
     assert table.schema.equals(SCHEMA)
-    assert table.schema.metadata[b"dllm_sampling.records"] == b"3"
+    assert table.schema.metadata[b"dllm_sampling.records"] == b"4"
     assert all(field.metadata[b"description"] for field in table.schema)
 
 

@@ -52,7 +52,7 @@ class _Job(NamedTuple):
 class Backbone(ABC):
     """A loaded model of one family. Plugins subclass it; `load_model` finds the class by `matches`.
 
-    name: the family. shift: 1 where row i predicts position i + 1, else 0; no policy ever sees it.
+    name: the family. shift: 1 where output i predicts position i + 1, else 0; no policy ever sees it.
     compile: how forwards are run, see `backbones.execution`; "off" leaves the model as it is.
     tokenizer_class: that of folders which hold vocab.json alone, where they name one of their own.
     keys: what config.json calls the stock config's sizes, for messages, where it has other names.

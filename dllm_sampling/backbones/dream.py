@@ -43,7 +43,7 @@ _ARCHITECTURES = (
 
 
 class Dream(Backbone):
-    """Row i predicts position i + 1: the training kept the shift of the model it started from."""
+    """The output at position i predicts position i + 1: the shift of the model that training started from."""
 
     name: ClassVar[str] = "dream"
     shift: ClassVar[int] = 1

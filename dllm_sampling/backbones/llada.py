@@ -76,7 +76,7 @@ RENAMING = {
 
 
 class LLaDA(Backbone):
-    """Row i predicts position i."""
+    """The output at position i predicts position i."""
 
     name: ClassVar[str] = "llada"
     keys: ClassVar[Mapping[str, str]] = {

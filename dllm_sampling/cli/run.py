@@ -79,7 +79,7 @@ def _summary(result: GenerationResult) -> dict[str, Any]:
         "tokens_per_forward": result.tokens_per_forward,
         "forwards": result.forwards,
         "refreshes": result.refreshes,
-        "token_rows": result.token_rows,
+        "positions_computed": result.positions_computed,
         "commits": result.commits,
         "forced": result.forced,
         "forced_share": result.forced_share,
@@ -111,8 +111,8 @@ def _sentence(result: GenerationResult, config: RunConfig) -> str:
         f"{s.unmasking.name} + {s.cache.name}: {int(result.tokens.sum())} tokens in "
         f"{int(result.row_forwards.sum())} row forwards ({result.tokens_per_forward:.2f} a forward), "
         f"{result.forced} of {result.commits} commits forced, "
-        f"{result.forwards} forwards of which {result.refreshes} refreshes, {result.token_rows} token rows, "
-        f"{result.seconds:.2f} s"
+        f"{result.forwards} forwards of which {result.refreshes} refreshes, "
+        f"{result.positions_computed} positions computed, {result.seconds:.2f} s"
         + (f" and {result.compile_seconds:.1f} s of compiling" if result.compile_seconds else "")
         + f", {result.execution}"
     )

@@ -20,7 +20,7 @@ class Outcome:
         self.batch = batch
         self.forwards = 0
         self.refreshes = 0
-        self.token_rows = 0
+        self.positions_computed = 0
         self.seconds = 0.0
         self.refresh_seconds = 0.0
         self.compile_seconds = 0.0
@@ -39,7 +39,7 @@ class Outcome:
         seconds -= compile_seconds
         self.forwards += 1
         self.refreshes += refresh
-        self.token_rows += width * rows
+        self.positions_computed += width * rows
         self._width += width
         self.seconds += seconds
         self.refresh_seconds += seconds if refresh else 0.0
@@ -58,7 +58,7 @@ class Outcome:
             "row_refreshes": state.row_refreshes,
         }
         taken = {name: tensor.index_select(0, index) for name, tensor in kept.items()}
-        taken["row_token_rows"] = torch.full((len(rows),), self._width)
+        taken["row_positions_computed"] = torch.full((len(rows),), self._width)
         self._records.append(([state.rows[i] for i in rows], taken))
 
     def rows(self, facts: ModelFacts) -> dict[int, dict[str, Tensor]]:
@@ -127,11 +127,11 @@ def merged(
         row_forced=scalars("row_forced"),
         row_remasks=scalars("row_remasks"),
         row_refreshes=scalars("row_refreshes"),
-        row_token_rows=scalars("row_token_rows"),
+        row_positions_computed=scalars("row_positions_computed"),
         row_commits=scalars("row_commits"),
         forwards=sum(outcome.forwards for outcome in outcomes),
         refreshes=sum(outcome.refreshes for outcome in outcomes),
-        token_rows=sum(outcome.token_rows for outcome in outcomes),
+        positions_computed=sum(outcome.positions_computed for outcome in outcomes),
         seconds=sum(outcome.seconds for outcome in outcomes),
         refresh_seconds=sum(outcome.refresh_seconds for outcome in outcomes),
         compile_seconds=sum(outcome.compile_seconds for outcome in outcomes),

@@ -66,7 +66,7 @@ class RunSpec:
         """Every step: tokens `[batch, length]` of further canvases for the same forward, by name.
 
         Their logits are `observation.branches`. Each has keys and values of its own, so a run that
-        stores any must name the same ones in every step. Counted as token rows.
+        stores any must name the same ones in every step. What they compute is counted.
         """
         raise NotImplementedError
 

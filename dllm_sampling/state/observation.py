@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """One row for each position of the region, after one forward.
+    """One prediction for each position of the region, after one forward.
 
-    logits: `[batch, region, vocabulary]` float32; row i predicts position i, for every family.
+    logits: `[batch, region, vocabulary]` float32; entry i predicts position i, for every family.
     positions: `[batch, region]` canvas columns, -1 at padding. blocks: the block of each.
     fresh: the prediction was computed in this forward. What is not fresh is not to be read.
     masked: open targets. committed: fresh targets that are committed: they may be overwritten or

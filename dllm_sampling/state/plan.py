@@ -75,7 +75,7 @@ class ForwardPlan:
 
     @property
     def width(self) -> int:
-        """Rows computed for each canvas, padding included."""
+        """Positions computed in each canvas, padding included."""
         if isinstance(self.positions, slice):
             return int(self.positions.stop - self.positions.start)
         return self.positions.shape[1]

@@ -27,11 +27,12 @@ class GenerationResult(ModelOutput):
     row_forwards: LongTensor `[batch]`, forwards in which the row had an open target in its region.
     row_forced, row_remasks: LongTensor `[batch]`.
     row_refreshes: LongTensor `[batch]`, those of `row_forwards` over the whole canvas.
-    row_token_rows: LongTensor `[batch]`, token rows computed for the row while it was in the batch,
-        forwards in which it was idle included: they add up to `token_rows`.
+    row_positions_computed: LongTensor `[batch]`, positions computed for the row while it was in the
+        batch, forwards in which it was idle included: they add up to `positions_computed`.
     row_commits: LongTensor `[batch]`, commits, those behind the first end of sequence and those of
         positions that were masked again included; forced ones are among them.
-    forwards: model calls. refreshes: those over the whole canvas. token_rows: canvas rows computed.
+    forwards: model calls. refreshes: those over the whole canvas. positions_computed:
+        those of every forward and row, padding and further canvases included.
     seconds: time of the steps, each measured to its read-back, at which the device is done.
     refresh_seconds: the part of it in steps whose forward was a refresh.
     compile_seconds: what compiling forwards took; it is not in `seconds`.
@@ -46,11 +47,11 @@ class GenerationResult(ModelOutput):
     row_forced: Tensor
     row_remasks: Tensor
     row_refreshes: Tensor
-    row_token_rows: Tensor
+    row_positions_computed: Tensor
     row_commits: Tensor
     forwards: int = 0
     refreshes: int = 0
-    token_rows: int = 0
+    positions_computed: int = 0
     seconds: float = 0.0
     refresh_seconds: float = 0.0
     compile_seconds: float = 0.0

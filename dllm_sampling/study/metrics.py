@@ -146,7 +146,7 @@ class Columns:
         self.tokens = _sum(tables, "tokens")
         self.row_forwards = _sum(tables, "row_forwards")
         self.refreshes = _sum(tables, "refreshes")
-        self.token_rows = _sum(tables, "token_rows")
+        self.positions_computed = _sum(tables, "positions_computed")
         self.forced = _sum(tables, "forced")
         self.commits = _sum(tables, "commits")
         self.remasks = _sum(tables, "remasks")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from dllm_sampling.errors import StudyError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _FIELDS: list[tuple[str, pa.DataType, str]] = [
     ("cell", pa.string(), "Id of the cell."),
@@ -26,7 +26,7 @@ _FIELDS: list[tuple[str, pa.DataType, str]] = [
     ("correct", pa.bool_(), "Whether the task takes the text for right."),
     ("row_forwards", pa.int32(), "Forwards in which the row had an open target in its region."),
     ("refreshes", pa.int32(), "Those of them that were refreshes."),
-    ("token_rows", pa.int64(), "Token rows computed for the row, idle forwards included."),
+    ("positions_computed", pa.int64(), "Positions computed for the row, idle forwards included."),
     ("forced", pa.int32(), "Commits made by the engine because the policy made none."),
     (
         "commits",

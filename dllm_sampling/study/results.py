@@ -186,7 +186,7 @@ def _flat(row: Row) -> dict[str, Any]:
         "tokens": c.tokens.sum(),
         "row_forwards": c.row_forwards.sum(),
         "refreshes": c.refreshes.sum(),
-        "token_rows": c.token_rows.sum(),
+        "positions_computed": c.positions_computed.sum(),
         "forced": c.forced.sum(),
         "commits": c.commits.sum(),
         "remasks": c.remasks.sum(),

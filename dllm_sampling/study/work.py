@@ -226,7 +226,7 @@ def _record(
         "correct": correct,
         "row_forwards": int(result.row_forwards[row]),
         "refreshes": int(result.row_refreshes[row]),
-        "token_rows": int(result.row_token_rows[row]),
+        "positions_computed": int(result.row_positions_computed[row]),
         "forced": int(result.row_forced[row]),
         "commits": int(result.row_commits[row]),
         "remasks": int(result.row_remasks[row]),

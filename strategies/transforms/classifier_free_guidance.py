@@ -15,7 +15,7 @@ class ClassifierFreeGuidance(LogitsTransform):
     """Lead away from what the model would write without the prompt.
 
     Every forward computes a second canvas in which the prompt is masked, with keys and values of its
-    own: twice the token rows, which are counted. Needs the hook `canvases`.
+    own: twice the positions, which are counted. Needs the hook `canvases`.
     Rule: logits = u + (scale + 1) (c - u), u without the prompt, c with it.
     Source: LLaDA (arXiv:2502.09992), `cfg_scale` of its code; after arXiv:2410.18514.
     """

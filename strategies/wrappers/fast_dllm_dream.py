@@ -14,7 +14,7 @@ from dllm_sampling import Decision, DecodingState, Observation, Region, Wrapper
 class FastDllmDream(Wrapper):
     """Commit the first open position of a block on its refresh, and nothing else there.
 
-    The published caches for Dream recompute [s, e) only, whose rows predict (s, e]: so s is committed
+    The published caches for Dream recompute [s, e) only, whose outputs predict (s, e]: so s is committed
     from the refresh alone, whatever its confidence, and the position before the block is never
     recomputed. Without this wrapper the engine recomputes it and needs no exception.
     Needs `wrap_plan_region` and `wrap_select`.
