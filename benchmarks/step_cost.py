@@ -30,7 +30,7 @@ from common import (
     write_checkpoint,
 )
 
-from dllm_sampling import Backbone, Sampler, load_model
+from dllm_sampling import Backbone, Positions, Sampler, load_model
 
 
 def bare(model: Backbone, canvas: torch.Tensor, span: slice, block: slice) -> Callable[[], Any]:
@@ -52,9 +52,8 @@ def bare(model: Backbone, canvas: torch.Tensor, span: slice, block: slice) -> Ca
 
         def compiled() -> None:
             with torch.no_grad():
-                model.execution.step(
-                    model.model, ids, where, mask, buffer.at(where, None, seen=buffer.slots), chosen
-                )
+                at = buffer.at(Positions(where), None, seen=buffer.slots)
+                model.execution.step(ids, where, mask, at, chosen)
 
         return compiled
 

@@ -35,6 +35,6 @@ class Delayed(CachePolicy):
         written = decision.commit
         for more in (decision.overwrite, decision.remask):
             written = written if more is None else written | more
-        due = state.placed(state.masked, observation.positions, True, written) & state.valid
+        due = observation.positions.put(state.masked, True, written) & state.valid
         state.memory(self)["due"] = due
         state.carry(self, due.sum(1, keepdim=True))

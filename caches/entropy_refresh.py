@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from pydantic import Field
 
-from dllm_sampling import CachePolicy, Decision, DecodingState, ForwardPlan, Observation, Region
+from dllm_sampling import CachePolicy, Decision, DecodingState, ForwardPlan, Observation, Positions, Region
 
 
 class EntropyRefresh(CachePolicy):
@@ -29,13 +28,13 @@ class EntropyRefresh(CachePolicy):
         uncertain = [bool(flag) for (flag,) in state.carried(self) or []]
         if region.starts_block or not uncertain or all(uncertain):
             return ForwardPlan.full(state)
-        chosen = state.placed(torch.zeros_like(state.valid), region.positions, True) & state.masked
+        chosen = region.positions.mask(state.length) & state.masked
         # Positions of one forward have one number: the lower ones go first, in any batch.
         order = state.committed_at * state.length + state.length - 1 - state.columns
         latest = order.topk(min(self.recent, state.length), 1)
-        chosen = state.placed(chosen, latest.indices, True, latest.values >= 0)
+        chosen = Positions(latest.indices).put(chosen, True, latest.values >= 0)
         if not any(uncertain):
-            width = min(state.length, region.positions.shape[1] + self.recent)
+            width = min(state.length, region.width + self.recent)
             return ForwardPlan.of(chosen, width)
         rows = state.on_device(uncertain).bool()
         return ForwardPlan.of(chosen | rows[:, None], state.length, refresh=rows)

@@ -15,6 +15,7 @@ from dllm_sampling import (
     ForwardPlan,
     ModelFacts,
     NestedCachePolicy,
+    Positions,
     Region,
 )
 
@@ -48,15 +49,15 @@ class SuffixWindow(CachePolicy):
     def begin(self, state: DecodingState, facts: ModelFacts) -> None:
         # Given text from the first target on, in the row that has most of it.
         given = state.valid & ~state.targets & (state.columns >= state.first_target)
-        state.memory(self)["given"] = int(given.sum(1).max())
+        state.shared(self)["given"] = int(given.sum(1).max())
 
     def block_started(self, state: DecodingState, region: Region) -> None:
         if self.decay is not None:
-            columns = state.columns.expand(state.batch, -1)
-            state.memory(self)["drawn"] = state.uniform(self, columns)
+            canvas = Positions.between(state, 0, state.length)
+            state.memory(self)["drawn"] = state.uniform(self, canvas)
 
     def _visible(self, state: DecodingState, region: Region) -> Tensor:
-        distance = state.columns - region.positions.amax(1, keepdim=True) - 1
+        distance = state.columns - region.positions.end()
         near = distance < self.window
         if self.decay is not None:
             x = self.decay * distance / max(self.window - 1, 1)
@@ -83,6 +84,6 @@ class SuffixWindow(CachePolicy):
         """A bound on what a row computes, known without looking at the device."""
         if region.span is None:
             return inner.width
-        start = inner.positions.start if isinstance(inner.positions, slice) else 0
-        seen: int = max(region.span.stop - start, 0) + self.window + self.tail + state.memory(self)["given"]
+        start = inner.positions.span.start if inner.positions.span else 0
+        seen: int = max(region.span.stop - start, 0) + self.window + self.tail + state.shared(self)["given"]
         return min(inner.width, seen)

@@ -44,7 +44,7 @@ class Windowed(CachePolicy):
     def begin(self, state: DecodingState, facts: ModelFacts) -> None:
         memory, reach = state.memory(self), state.end_of_targets - state.first_target
         memory["commits"] = torch.zeros_like(state.row_steps)
-        memory["gaps"] = bool((state.targets.sum(1) < reach).any())
+        state.shared(self)["gaps"] = bool((state.targets.sum(1) < reach).any())
 
     def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan:
         memory, window = state.memory(self), self._window(state, region)
@@ -54,7 +54,7 @@ class Windowed(CachePolicy):
             return window
         rows = torch.ones_like(state.row_steps).bool() if every else state.on_device(due).bool()
         # A row that waits for others is computed, but nothing of it is kept: its refresh is still due.
-        works = (state.at(state.masked, region.span or region.positions) & (region.positions >= 0)).any(1)
+        works = region.positions.gather(state.masked, fill=False).any(1)
         memory["commits"] = memory["commits"].masked_fill(rows & works, 0)
         if every:
             return ForwardPlan.full(state)
@@ -72,22 +72,22 @@ class Windowed(CachePolicy):
     def _window(self, state: DecodingState, region: Region) -> ForwardPlan:
         if self.delay is None and self.prompt:
             return ForwardPlan.window(state, region, self.left, self.right)
-        memory, width = state.memory(self), region.positions.shape[1]
-        start = region.positions.masked_fill(region.positions < 0, state.length).amin(1, keepdim=True)
+        memory, shared, width = state.memory(self), state.shared(self), region.width
+        start = region.positions.first(state.length)
         before, memory["start"] = memory.get("start", start), start
-        longest, memory["width"] = max(width, memory.get("width", width)), width
+        longest, shared["width"] = max(width, shared.get("width", width)), width
         low, back = start - self.left, self.left
         if self.delay is not None:
             # A region's start is no further back than it was long, but for given text between targets.
-            back = state.length if memory["gaps"] else max(back, longest + self.delay)
+            back = state.length if shared["gaps"] else max(back, longest + self.delay)
             low = low.minimum(before - self.delay).maximum(start - back)
         if not self.prompt:
             low = low.clamp_min(state.first_target)
         right = state.length if self.right is None else self.right
-        last = region.positions.amax(1, keepdim=True)
+        last = region.positions.end() - 1
         near = (state.columns >= low) & (state.columns < start)
         near = near | ((state.columns > last) & (state.columns <= last + right))
-        inside = state.placed(near, region.positions, True)
+        inside = region.positions.put(near, True)
         return ForwardPlan.of(inside, min(state.length, width + back + right))
 
     def committed(self, state: DecodingState, observation: Observation, decision: Decision) -> None:

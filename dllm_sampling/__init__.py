@@ -29,6 +29,7 @@ _PUBLIC = {
     "Observation": "state.observation",
     "Observer": "policies.kinds",
     "PluginError": "errors",
+    "Positions": "state.positions",
     "PluginWarning": "errors",
     "PromptError": "errors",
     "Region": "state.region",
@@ -37,7 +38,7 @@ _PUBLIC = {
     "Sampler": "engine.sampler",
     "SamplerSettings": "config.sampler_settings",
     "Sampling": "state.sampling",
-    "Step": "engine.run",
+    "Step": "engine.step",
     "Study": "study",
     "StudyError": "errors",
     "Task": "tasks",
@@ -58,8 +59,9 @@ if TYPE_CHECKING:
     from dllm_sampling.backbones import Backbone
     from dllm_sampling.config.run_config import RunConfig
     from dllm_sampling.config.sampler_settings import SamplerSettings
-    from dllm_sampling.engine.run import Run, Step
+    from dllm_sampling.engine.run import Run
     from dllm_sampling.engine.sampler import Sampler
+    from dllm_sampling.engine.step import Step
     from dllm_sampling.errors import (
         CheckpointError,
         ConfigurationError,
@@ -88,6 +90,7 @@ if TYPE_CHECKING:
     from dllm_sampling.state.facts import ModelFacts
     from dllm_sampling.state.observation import Observation
     from dllm_sampling.state.plan import ForwardPlan
+    from dllm_sampling.state.positions import Positions
     from dllm_sampling.state.region import Region
     from dllm_sampling.state.result import GenerationResult
     from dllm_sampling.state.sampling import Sampling
@@ -98,7 +101,8 @@ __all__ = [
     "Backbone", "BlockSchedule", "CachePolicy", "CheckpointError", "ConfigurationError", "Decision",
     "DecodingError", "DecodingState", "DllmSamplingError", "Example", "ForwardPlan", "GenerationResult",
     "LogitsTransform", "ModelFacts", "NestedBlockSchedule", "NestedCachePolicy",
-    "NestedUnmaskingPolicy", "Observation", "Observer", "PluginError", "PluginWarning", "PromptError",
+    "NestedUnmaskingPolicy", "Observation", "Observer", "PluginError", "PluginWarning", "Positions",
+    "PromptError",
     "Region", "Run", "RunConfig", "Sampler", "SamplerSettings", "Sampling", "Step", "Study",
     "StudyError", "Task", "UnmaskingPolicy", "Wrapper", "for_transformers", "in_order", "largest",
     "load_model", "log_of", "or_the_best", "realigned", "registry", "top_k",

@@ -167,7 +167,7 @@ def recorded(cache: Any) -> Iterator[tuple[list[bool], list[bool], list[bool]]]:
         state = step.state
         visible = state.valid if step.plan.visible is None else step.plan.visible
         chosen = torch.zeros_like(state.masked)
-        chosen.scatter_(1, step.region.positions, step.decision.commit & step.observation.eligible)
+        chosen.scatter_(1, step.region.positions.columns, step.decision.commit & step.observation.eligible)
         yield (
             (step.plan.mask(state) & state.valid)[0].tolist(),
             visible[0].tolist(),

@@ -57,7 +57,7 @@ class Holes(Wrapper):
 
     def restrict(self, state, observation):
         allowed = torch.ones_like(observation.masked)
-        for i, row in enumerate(observation.positions.tolist()):
+        for i, row in enumerate(observation.positions.columns.tolist()):
             for j, p in enumerate(row):
                 allowed[i, j] = scrambled(p, state.row_steps[i], 3) >= self.share
             if not (allowed[i] & observation.eligible[i]).any():
@@ -78,7 +78,7 @@ class Patchy(CachePolicy):
         for i in range(state.batch):
             for p in range(state.length):
                 mask[i, p] = scrambled(p, state.forward_index, i, 5) < self.share
-            inside = [p for p in region.positions[i].tolist() if p >= 0 and state.masked[i, p]]
+            inside = [p for p in region.positions.columns[i].tolist() if p >= 0 and state.masked[i, p]]
             if inside:
                 mask[i, inside[0]] = True
         return ForwardPlan.of(mask, state.length)
@@ -94,7 +94,7 @@ class Some(UnmaskingPolicy):
     def select(self, state, observation):
         drawn = [
             [scrambled(self.seed, state.rows[i], p, state.forward_index) < self.share for p in row]
-            for i, row in enumerate(observation.positions.tolist())
+            for i, row in enumerate(observation.positions.columns.tolist())
         ]
         return torch.tensor(drawn)
 
@@ -114,10 +114,8 @@ class Drifting(BlockSchedule):
             rows.append([p for p in columns if p == first or scrambled(p, state.forward_index, 17) < 0.8])
         width = max(len(row) for row in rows)
         positions = torch.tensor([row + [-1] * (width - len(row)) for row in rows])
-        memory = state.memory(self)
-        starts = "begun" not in memory
-        memory["begun"] = True
-        return Region(positions, (positions - state.first_target).div(3, rounding_mode="floor"), None, starts)
+        starts = state.forward_index == 0
+        return Region(positions, (positions - state.first_target).div(3, rounding_mode="floor"), starts)
 
 
 @dataclass
@@ -200,8 +198,9 @@ class Row:
 def rows_of(step):
     seen, state = step.observation, step.state
     p = seen.logits.double().softmax(-1).tolist()
-    fields = ("positions", "blocks", "masked", "committed", "eligible", "fresh")
+    fields = ("blocks", "masked", "committed", "eligible", "fresh")
     lists = {name: getattr(seen, name).tolist() for name in fields}
+    lists["positions"] = seen.positions.columns.tolist()
     logits = seen.logits.double().tolist()
     banned = state.facts.banned.tolist()
     steps, block_steps = state.row_steps.tolist(), state.block_steps.tolist()

@@ -20,6 +20,7 @@ from dllm_sampling import (
     LogitsTransform,
     Observer,
     PluginError,
+    Positions,
     Region,
     Sampler,
     UnmaskingPolicy,
@@ -92,8 +93,9 @@ def test_a_decision_set_on_a_step_is_checked_too(case):
     answer, message = SELECTED[case]
     steps = Sampler(tiny_model(), stop_at_eos=False).steps(PROMPTS, GEN)
     step = next(steps)
-    step.decision = answer(step.observation)
-    with pytest.raises(PluginError, match=rf"Step.decision.*{message}"):
+    decision = answer(step.observation)
+    with pytest.raises(PluginError, match=rf"Step.decision.*{message}"):  # noqa: PT012 - ids are looked at later
+        step.decision = decision
         steps.finish()
 
 
@@ -118,7 +120,12 @@ def test_idle_steps_are_whole_numbers(answer):
 def region(positions, blocks=None, span=None, starts_block=True):
     positions = torch.tensor(positions) if isinstance(positions, list) else positions
     blocks = torch.zeros_like(positions) if blocks is None else blocks
-    return Region(positions, blocks, span, starts_block)
+    return Region(Positions(positions, span), blocks, starts_block)
+
+
+def columns(state, span=slice(0, 11)):
+    """The whole canvas, said to be a span."""
+    return Positions(state.columns.expand(state.batch, -1), span)
 
 
 REGIONS = {
@@ -129,7 +136,7 @@ REGIONS = {
     "a span beyond": (lambda s: region([[3], [3]], span=slice(3, 99)), r"slice of columns in \[0, 11\)"),
     "a span of floats": (lambda s: region([[3], [3]], span=slice(3.0, 4.0)), "must be a slice"),
     "a span of other columns": (lambda s: region([[5, 6], [5, 6]], span=slice(3, 5)), "not the columns"),
-    "a longer span": (lambda s: region([[3], [3]], span=slice(3, 6)), "has 3 columns and positions 1"),
+    "a longer span": (lambda s: region([[3], [3]], span=slice(3, 6)), "has 3 columns, not 1"),
     "positions beyond": (lambda s: region([[3, 99], [3, 4]]), r"columns in \[0, 11\)"),
     "positions before": (lambda s: region([[3, -2], [3, 4]]), r"columns in \[0, 11\)"),
     "a position twice": (lambda s: region([[3, 4, 3], [3, 4, -1]]), "hold a column twice"),
@@ -203,20 +210,20 @@ def test_counted_blocks_are_checked_by_name(answer, message):
 PLANS = {
     "nothing": (lambda s: None, "answered None"),
     "a slice": (lambda s: slice(0, 11), "must be a ForwardPlan"),
-    "an open slice": (lambda s: ForwardPlan(slice(None)), r"must be a slice of columns in \[0, 11\)"),
-    "an empty slice": (lambda s: ForwardPlan(slice(4, 4)), "must be a slice"),
-    "a slice beyond": (lambda s: ForwardPlan(slice(0, 99)), "must be a slice"),
-    "a slice with a step": (lambda s: ForwardPlan(slice(0, 11, 2)), "must be a slice"),
+    "an open slice": (lambda s: ForwardPlan(slice(None)), r"must be Positions, such as Positions.between"),
+    "an empty slice": (lambda s: ForwardPlan.between(s, 4, 4), "planned no position"),
+    "a slice beyond": (lambda s: ForwardPlan(columns(s, slice(0, 99))), r"a slice of columns in \[0, 11\)"),
+    "a slice with a step": (lambda s: ForwardPlan(columns(s, slice(0, 11, 2))), "must be a slice"),
     "no position": (lambda s: ForwardPlan(torch.zeros(2, 0).long()), "planned no position"),
     "floats": (lambda s: ForwardPlan(torch.zeros(2, 1)), "positions: a tensor torch.float32"),
     "one row": (lambda s: ForwardPlan(torch.zeros(1, 1).long()), r"positions: .*\[1, 1\]"),
     "a column twice": (lambda s: ForwardPlan(torch.zeros(2, 2).long(), store=False), "a column twice"),
     "columns beyond": (lambda s: ForwardPlan(torch.full((2, 1), 99), store=False), r"columns in \[0, 11\)"),
-    "a visible row": (lambda s: ForwardPlan(slice(0, 11), s.valid[:1]), r"visible: .*\[1, 11\]"),
-    "visible integers": (lambda s: ForwardPlan(slice(0, 11), s.valid.long()), "visible: .*torch.int64"),
-    "store None": (lambda s: ForwardPlan(slice(0, 11), store=None), "store is None"),
-    "refresh 1": (lambda s: ForwardPlan(slice(0, 11), refresh=1), "refresh is 1"),
-    "refresh of a column": (lambda s: ForwardPlan(slice(0, 11), refresh=s.valid[:, :1]), r"refresh: .*\[2, 1\]"),
+    "a visible row": (lambda s: ForwardPlan.between(s, 0, 11, visible=s.valid[:1]), r"visible: .*\[1, 11\]"),
+    "visible integers": (lambda s: ForwardPlan.between(s, 0, 11, visible=s.valid.long()), "visible: .*torch.int64"),
+    "store None": (lambda s: ForwardPlan.between(s, 0, 11, store=None), "store is None"),
+    "refresh 1": (lambda s: ForwardPlan(columns(s), refresh=1), "refresh is 1"),
+    "refresh of a column": (lambda s: ForwardPlan(columns(s), refresh=s.valid[:, :1]), r"refresh: .*\[2, 1\]"),
 }  # fmt: skip
 
 
@@ -230,8 +237,11 @@ def test_a_plan_is_checked_by_name(case):
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (lambda s: ForwardPlan(slice(0, 3)), "must compute every visible position"),
-        (lambda s: ForwardPlan(slice(0, 3), store=False), "the cache policy 'adversary' did not recompute"),
+        (lambda s: ForwardPlan.between(s, 0, 3), "must compute every visible position"),
+        (
+            lambda s: ForwardPlan.between(s, 0, 3, store=False),
+            "the cache policy 'adversary' did not recompute",
+        ),
     ],
 )
 def test_a_plan_that_leaves_no_way_forward_is_refused(plan, message):
@@ -261,7 +271,7 @@ def test_logits_that_are_no_prediction_are_refused(value):
     def transform(self, state, observation):
         return torch.full_like(observation.logits, value)
 
-    with pytest.raises(DecodingError, match="logits of forward 0 hold NaN, or nothing but minus infinity"):
+    with pytest.raises(DecodingError, match=r"logits of forward 0, row 0, position 3 (hold|are all)"):
         run(transforms=[made(LogitsTransform, transform=transform)])
 
 
@@ -507,7 +517,7 @@ def test_random_answers_end_or_are_refused(seed):
         width = rng.randint(1, state.length)
         order = torch.rand(state.batch, state.length, generator=generator).argsort(1)[:, :width]
         positions = order.masked_fill(mask(*order.shape) & (rng.random() < 0.5), -1)
-        return Region(positions, positions.clamp_min(0) // 3, None, rng.random() < 0.3)
+        return Region(positions, positions.clamp_min(0) // 3, rng.random() < 0.3)
 
     def plan_forward(self, state, region):
         if state.forward_index == 0 or rng.random() < 0.3:
@@ -541,7 +551,7 @@ def test_answers_that_all_count_are_wrapped_as_a_list():
     def wrap_restrict(self, state, observation):
         answers = yield
         seen.append(len(answers))
-        return [*answers, observation.positions < 5]
+        return [*answers, observation.positions.columns < 5]
 
     wrappers = [
         made(Wrapper, restrict=lambda self, observation: observation.masked, wrap_restrict=wrap_restrict)

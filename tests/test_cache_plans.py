@@ -102,7 +102,7 @@ def seen_of(step, last, memories):
         yield (
             row,
             Seen(
-                region=[p for p in region.positions[i].tolist() if p >= 0],
+                region=[p for p in region.positions.columns[i].tolist() if p >= 0],
                 starts=region.starts_block,
                 forward=state.forward_index,
                 i=state.block_forwards,
@@ -110,7 +110,7 @@ def seen_of(step, last, memories):
                 first=state.first_target,
                 end=max(columns("targets")) + 1,
                 steps=state.row_steps[i].item(),
-                works=any(kept["masked"][i][p] for p in region.positions[i].tolist() if p >= 0),
+                works=any(kept["masked"][i][p] for p in region.positions.columns[i].tolist() if p >= 0),
                 open=columns("masked"),
                 targets=columns("targets"),
                 valid=columns("valid"),
@@ -140,12 +140,9 @@ def planned(step):
     """The plan of every row, as `Plan`."""
     state, plan = step.state, step.plan
     for i in range(state.batch):
-        if isinstance(plan.positions, slice):
-            columns = set(range(plan.positions.start, plan.positions.stop))
-        else:
-            columns = [p for p in plan.positions[i].tolist() if p >= 0]
-            assert len(set(columns)) == len(columns)
-            columns = set(columns)
+        columns = [p for p in plan.positions.columns[i].tolist() if p >= 0]
+        assert len(set(columns)) == len(columns)
+        columns = set(columns)
         visible = None if plan.visible is None else {p for p, x in enumerate(plan.visible[i].tolist()) if x}
         valid = {p for p, x in enumerate(state.valid[i].tolist()) if x}
         shown = valid if visible is None else valid & visible

@@ -55,7 +55,7 @@ def prompts_of(lengths, seed=0):
 def picked(policy, values, masked):
     """What the rule picks of what is eligible, and confidences and entropies in float64."""
     state, observation = observe(values, masked=masked, policy=policy)
-    state.block_forwards = 1
+    state.clock.block_forwards = 1
     chosen = policy.select(state, observation) & observation.eligible
     p = values.double().softmax(-1)
     return chosen, p[..., :-1].amax(-1), torch.special.entr(p).sum(-1)
@@ -229,7 +229,7 @@ def test_what_was_never_computed_is_never_seen():
 
         def plan_forward(self, state, region):
             everything = torch.ones_like(state.valid)
-            return ForwardPlan(slice(0, region.span.stop), visible=everything)
+            return ForwardPlan.between(state, 0, region.span.stop, visible=everything)
 
     class Seen(Half):
         """The same with only that declared visible."""
@@ -238,7 +238,7 @@ def test_what_was_never_computed_is_never_seen():
 
         def plan_forward(self, state, region):
             inside = state.columns < region.span.stop
-            return ForwardPlan(slice(0, region.span.stop), visible=inside.expand_as(state.valid))
+            return ForwardPlan.between(state, 0, region.span.stop, visible=inside.expand_as(state.valid))
 
     assert torch.equal(decoded(Half()).confidence, decoded(Seen()).confidence)
 
@@ -440,7 +440,7 @@ def test_adablock_cuts_where_the_delimiter_is_surest():
     for step in run:
         inside = step.observation.eligible[0]
         block = int(step.region.blocks.max())
-        columns = step.region.positions[0][inside].tolist()
+        columns = step.region.positions.columns[0][inside].tolist()
         blocks.setdefault(block, []).extend(columns)
     assert max(blocks[0]) == 6
     assert (min(blocks[1]), max(blocks[1])) == (7, 10)
@@ -525,7 +525,7 @@ def test_given_text_between_and_behind_the_targets_is_never_taken_for_suffix(set
             plan = self.policy.plan_forward(state, region)
             given = state.valid & ~state.targets
             assert bool((plan.visible | ~given).all())
-            behind = state.columns > region.positions.amax(1, keepdim=True)
+            behind = state.columns > (region.positions.end() - 1)
             seen.append(int((behind & state.masked & plan.visible).sum()))
             return plan
 

@@ -535,10 +535,10 @@ def test_a_cache_that_never_computes_the_targets_is_found_out():
         name: ClassVar[str] = "elsewhere"
 
         def plan_forward(self, state, region):
-            return ForwardPlan.full(state) if state.forward_index == 0 else ForwardPlan(slice(0, 3))
+            return ForwardPlan.full(state) if state.forward_index == 0 else ForwardPlan.between(state, 0, 3)
 
     sampler = Sampler(tiny(), unmasking={"name": "fixed_k", "k": 1}, cache=Elsewhere())
-    with pytest.raises(DecodingError, match="predicted none of a row's open targets"):
+    with pytest.raises(DecodingError, match="predicted none of the open targets of row"):
         sampler.generate(prompts_of([5]), gen_length=8)
 
 
@@ -552,9 +552,7 @@ class SlidingWindow(BlockSchedule):
         first = state.masked.long().argmax(1, keepdim=True)
         positions = first + torch.arange(self.width)
         positions = positions.where(positions < state.length, -1)
-        memory = state.memory(self)
-        starts = not memory
-        memory["begun"] = True
+        starts = state.forward_index == 0
         return Region(positions, torch.zeros_like(positions), starts_block=starts)
 
 
@@ -566,7 +564,7 @@ class Scattered(CachePolicy):
     def plan_forward(self, state, region):
         if region.starts_block:
             return ForwardPlan.full(state)
-        window = ForwardPlan.window(state, region, left=0, right=0).positions
+        window = ForwardPlan.window(state, region, left=0, right=0).positions.columns
         return ForwardPlan(torch.cat([window, torch.full_like(window[:, :2], -1)], 1))
 
 
@@ -746,7 +744,11 @@ def test_equal_policies_in_two_slots_do_not_share_memory():
     }
     sampler = Sampler(tiny(), unmasking=FixedK(k=2), cache=dual, schedule=BLOCKS)
     state = next(sampler.steps(prompts_of([4]), gen_length=8)).state
-    assert {"cache", "cache.policy", "cache.policy.policy"} <= set(state._memories)
+    outer, inner = sampler.settings.cache, sampler.settings.cache.policy
+    assert (type(outer), outer.policy.name) == (type(inner), "interval")
+    remembered = state._memories.rows
+    assert {"cache", "cache.policy", "cache.policy.policy"} <= set(remembered)
+    assert remembered["cache"] is not remembered["cache.policy"]
 
 
 def test_dream_schedule_is_idle_as_published():

@@ -39,7 +39,7 @@ def settings(cache="dual", **more):
 def uncompiled(family="llada"):
     """A model whose steps take the compiled path, shapes and all, with plain torch at its end."""
     model = load_model(DATA / family)
-    model.execution._compiled = execution.forward
+    model.execution._compiled = model.logits
     return model
 
 

@@ -41,7 +41,7 @@ class Scripted(UnmaskingPolicy):
         def draw(purpose, share):
             drawn = [
                 [scrambled(self.seed, state.rows[i], p, state.row_steps[i], purpose) < share for p in row]
-                for i, row in enumerate(observation.positions.tolist())
+                for i, row in enumerate(observation.positions.columns.tolist())
             ]
             return torch.tensor(drawn)
 
@@ -51,7 +51,7 @@ class Scripted(UnmaskingPolicy):
             tokens = torch.tensor(
                 [
                     [int(scrambled(self.seed, p, state.row_steps[i], 11) * width) for p in row]
-                    for i, row in enumerate(observation.positions.tolist())
+                    for i, row in enumerate(observation.positions.columns.tolist())
                 ]
             )
         finish = None
@@ -165,10 +165,7 @@ class Watching(Observer):
 def plan_of(step):
     """The planned columns of every row, and in which rows every visible position is computed."""
     state, plan = step.state, step.plan
-    if isinstance(plan.positions, slice):
-        columns = [set(range(plan.positions.start, plan.positions.stop))] * state.batch
-    else:
-        columns = [{p for p in row if p >= 0} for row in plan.positions.tolist()]
+    columns = [{p for p in row if p >= 0} for row in plan.positions.columns.tolist()]
     visible = state.valid if plan.visible is None else state.valid & plan.visible
     seen = [{p for p, x in enumerate(row) if x} for row in visible.tolist()]
     return columns, [shown <= computed for shown, computed in zip(seen, columns, strict=True)]
@@ -246,7 +243,7 @@ def check_seen(step, columns):
     """The observation is what the canvas and the plan say."""
     state, seen = step.state, step.observation
     masked, targets = state.masked.tolist(), state.targets.tolist()
-    positions = step.region.positions.tolist()
+    positions = step.region.positions.columns.tolist()
     for i, row in enumerate(positions):
         for j, p in enumerate(row):
             fresh = p >= 0 and p in columns[i]
@@ -254,7 +251,7 @@ def check_seen(step, columns):
             assert bool(seen.committed[i, j]) == (fresh and targets[i][p] and not masked[i][p])
             assert not seen.eligible[i, j] or (fresh and masked[i][p])
             assert p < 0 or bool(seen.fresh[i, j]) == fresh
-    assert seen.positions.tolist() == positions
+    assert seen.positions.columns.tolist() == positions
 
 
 def check(before, entry, taken):
@@ -335,7 +332,7 @@ def test_what_is_forced_is_in_the_leftmost_block_though_another_is_surer():
         def plan_region(self, state):
             columns = torch.tensor([5, 6, 7, 2, 3, 4]).expand(state.batch, -1)
             blocks = torch.tensor([1, 1, 1, 0, 0, 0]).expand(state.batch, -1)
-            return Region(columns, blocks, None, state.forward_index == 0)
+            return Region(columns, blocks, state.forward_index == 0)
 
     forced = []
     for step in steps_with(lambda s: Decision(torch.zeros_like(s.observation.masked)), schedule=Two()):

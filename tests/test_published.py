@@ -91,7 +91,7 @@ def test_early_commit_decides_as_recorded():
         )
         masked = torch.tensor([case["masked"]])
         state, observation = observe(with_mask(case["logits"])[None], masked=masked, policy=policy)
-        state.row_steps += case["step"] - 1
+        state.tensors.steps += case["step"] - 1
         commit = policy.select(state, observation)
         everything = bool((commit >= observation.masked).all())
         assert everything == (case["exit"] or sum(case["masked"]) == 1)
@@ -151,7 +151,7 @@ class Told(UnmaskingPolicy):
         return len(self.commits)
 
     def select(self, state, observation):
-        return torch.isin(observation.positions, torch.tensor(self.commits[state.forward_index]))
+        return torch.isin(observation.positions.columns, torch.tensor(self.commits[state.forward_index]))
 
 
 def run_of(model, tokens, targets, **settings):
@@ -426,7 +426,7 @@ def test_multi_block_opens_blocks_and_decides_as_recorded():
         run = run_of(Script(forwards), [0] * (1 + p["gen_length"]), [False] + case["masked"], **settings)
         for step, now in zip(case["steps"], run, strict=True):
             assert (now.state.masked[0, 1:].tolist()) == step["masked"]
-            assert int(now.region.positions.max()) - 1 == step["eligible"][1] - 1
+            assert int(now.region.positions.end()) - 2 == step["eligible"][1] - 1
             now.decision = Decision(or_argmin(now.observation, now.decision.commit))
             decisions += 1
     assert decisions >= 50
@@ -475,7 +475,7 @@ def test_sliding_offers_and_commits_as_recorded():
         )
         left = set(range(length))
         for step, now in zip(case["steps"], run, strict=True):
-            inside = now.region.positions[now.region.positions >= 0] - 1
+            inside = now.region.positions.columns[now.region.positions.inside] - 1
             assert (int(inside.min()), int(inside.max()) + 1) == (step["start"], min(step["end"], length))
             assert set((now.state.masked[0, 1:].nonzero()[:, 0]).tolist()) == left
             left -= set(step["commit"])
@@ -488,9 +488,7 @@ def test_sliding_offers_and_commits_as_recorded():
 
 def computed(step):
     positions = step.plan.positions
-    if isinstance(positions, slice):
-        return set(range(positions.start, positions.stop))
-    return set(positions[0][positions[0] >= 0].tolist())
+    return set(positions.columns[0][positions.inside[0]].tolist())
 
 
 def told(case, prompt, length, forwards, **settings):

@@ -10,7 +10,8 @@ from dllm_sampling.strategies import ConfidenceThreshold, DreamSchedule, Factor,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm_sampling import ConfigurationError, ForwardPlan, Observation, Region, Sampling
+from dllm_sampling import ConfigurationError, Decision, ForwardPlan, Observation, Sampling
+from dllm_sampling.engine.commit import commit
 from dllm_sampling.testing import observe
 from dllm_sampling.testing.data import logits, observations
 
@@ -20,15 +21,13 @@ BAND = 1e-6
 def committed(policy, values, masked, sampling=None):
     """What the policy commits through the engine's guard: `[batch, region]`, and the observation."""
     state, observation = observe(values, masked=masked, policy=policy, sampling=sampling)
-    state.targets_in_block = state.targets.sum(1, keepdim=True)
+    state.tensors.targets_in_block = state.targets.sum(1, keepdim=True)
     begin = getattr(policy, "begin", None)
     if begin is not None:
         begin(state, state.facts)
-    region = Region.between(state, 1, state.length, starts_block=True)
     decision = policy.select(state, observation)
-    from dllm_sampling import Decision
 
-    done = state.commit(region, ForwardPlan.full(state), observation, Decision(decision))
+    done = commit(state, ForwardPlan.full(state), observation, Decision(decision))
     return done.commit, observation
 
 
@@ -167,7 +166,7 @@ def test_dream_schedule_commits_what_the_published_formula_says(data, steps, alg
     policy = DreamSchedule(algorithm=algorithm, steps=steps)
     sampling = Sampling(confidence="filtered")
     state, observation = observe(values, masked=masked, policy=policy, sampling=sampling)
-    state.idle_left += policy.idle_steps(values.shape[1])
+    state.tensors.idle_left += policy.idle_steps(values.shape[1])
     policy.begin(state, state.facts)
     times = torch.linspace(1, policy.eps, steps + 1)
     open_ = masked.sum(1)
@@ -175,7 +174,7 @@ def test_dream_schedule_commits_what_the_published_formula_says(data, steps, alg
         chosen = policy.select(state, observation)
         share = 1 - times[step + 1] / times[step] if step < steps - 1 else torch.tensor(1.0)
         assert chosen.sum(1).tolist() == (open_ * share).int().tolist()
-        state.row_steps += 1
+        state.tensors.steps += 1
 
 
 def test_dream_origin_commits_each_position_with_the_published_probability():
@@ -185,7 +184,7 @@ def test_dream_origin_commits_each_position_with_the_published_probability():
     share = 1 - torch.linspace(1, policy.eps, 5)[1]
     # 8,000 draws: six standard deviations are 0.03.
     assert policy.select(state, observation).float().mean().item() == pytest.approx(share.item(), abs=0.03)
-    state.row_steps += 3
+    state.tensors.steps += 3
     assert policy.select(state, observation).all()
 
 
@@ -220,7 +219,7 @@ def test_fixed_k_steps_needs_a_schedule_that_knows_its_blocks():
 def test_fixed_k_shares_its_steps(targets, steps):
     policy = FixedK(steps=steps)
     state, _ = observe(torch.zeros(1, 4, 3), policy=policy)
-    state.targets_in_block = torch.tensor([targets])
+    state.tensors.targets_in_block = torch.tensor([targets])
     used = [n for n in targets if n]
     if len(used) > steps:
         with pytest.raises(ConfigurationError, match="less than the number of blocks"):

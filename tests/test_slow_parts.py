@@ -10,7 +10,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dllm_sampling import ForwardPlan, Region, in_order, largest, log_of, or_the_best, top_k
+from dllm_sampling import ForwardPlan, Positions, Region, in_order, largest, log_of, or_the_best, top_k
 from dllm_sampling.backbones.kv_buffer import KVBuffer
 from dllm_sampling.state import confidence, noise
 from dllm_sampling.testing import observe
@@ -136,13 +136,13 @@ def test_noise_is_its_formula(seed, row, step, position, purpose):
 def test_noise_follows_the_rows_own_text_and_clock():
     state, _ = observe(torch.zeros(2, 6, 5), seed=4)
     positions = torch.tensor([[1, 3, 5], [2, 2, 6]])
-    keys = state.noise_keys(positions, "x")
+    keys = state.noise_keys(Positions(positions), "x")
     for i in range(2):
         for j, p in enumerate(positions[i].tolist()):
             at = [torch.tensor(x) for x in (int(state.seeds[i]), 0, int(state.position_ids[i, p]))]
             assert int(keys[i, j]) == int(noise.keys(*at, "x"))
-    state.row_steps += 1
-    assert not (state.noise_keys(positions, "x") == keys).any()
+    state.tensors.steps = state.tensors.steps + 1
+    assert not (state.noise_keys(Positions(positions), "x") == keys).any()
 
 
 # Scores ---------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_a_plan_of_a_mask_holds_its_positions_in_order(rows, more):
     width = min(max(sum(row) for row in rows) + more, 7)
     plan = ForwardPlan.of(mask, width)
     assert plan.width == width
-    for row, positions in zip(rows, plan.positions.tolist(), strict=True):
+    for row, positions in zip(rows, plan.positions.columns.tolist(), strict=True):
         wanted = [p for p, x in enumerate(row) if x]
         assert positions == wanted + [-1] * (width - len(wanted))
     assert torch.equal(plan.mask(state), mask)
@@ -227,8 +227,8 @@ def test_a_window_is_the_region_with_its_neighbours(left, right, start, gap, wid
         return set(range(max(first - left, 0), 10 if right is None else min(last + 1 + right, 10)))
 
     plan = ForwardPlan.window(state, Region.between(state, start, stop), left, right)
-    assert isinstance(plan.positions, slice)
-    assert set(range(plan.positions.start, plan.positions.stop)) == around(start, stop - 1)
+    span = plan.positions.span
+    assert set(range(span.start, span.stop)) == around(start, stop - 1)
     second = [min(start + gap, 9)]
     columns = list(range(start, stop))
     second += [-1] * (len(columns) - 1)
@@ -243,13 +243,14 @@ def test_a_window_is_the_region_with_its_neighbours(left, right, start, gap, wid
 def test_a_full_plan_is_a_refresh_and_says_what_it_keeps():
     state, _ = observe(torch.zeros(2, 4, 5))
     plan = ForwardPlan.full(state)
-    assert (plan.positions, plan.visible, plan.store, plan.refresh) == (slice(0, 5), None, True, True)
+    found = (plan.positions.span, plan.visible, plan.store, plan.refresh)
+    assert found == (slice(0, 5), None, True, True)
     assert plan.is_refresh(5)
     assert plan.mask(state).all()
     assert not ForwardPlan.full(state, store=False).store
-    assert ForwardPlan(slice(0, 5)).is_refresh(5)
-    assert not ForwardPlan(slice(1, 5)).is_refresh(5)
-    assert ForwardPlan(slice(1, 4)).mask(state).long().sum(0).tolist() == [0, 2, 2, 2, 0]
+    assert ForwardPlan.between(state, 0, 5).is_refresh(5)
+    assert not ForwardPlan.between(state, 1, 5).is_refresh(5)
+    assert ForwardPlan.between(state, 1, 4).mask(state).long().sum(0).tolist() == [0, 2, 2, 2, 0]
 
 
 # The KV buffer --------------------------------------------------------------------------------------
@@ -269,6 +270,10 @@ def writes(draw, batch, length):
     return positions, None if rows is None else torch.tensor(rows), draw(st.none() | st.integers(1, length))
 
 
+def as_given(positions):
+    return positions if isinstance(positions, slice) else Positions(positions)
+
+
 @given(st.data(), st.integers(1, 3), st.integers(1, 6), st.integers(0, 2), st.integers(1, 2))
 @settings(max_examples=60)
 def test_the_buffer_is_a_table_that_forwards_overwrite(data, batch, length, more, layers):
@@ -278,7 +283,7 @@ def test_the_buffer_is_a_table_that_forwards_overwrite(data, batch, length, more
     rows, cells, stamp = list(range(batch)), [dict() for _ in range(layers)], 0
     for _ in range(data.draw(st.integers(1, 4))):
         positions, writers, seen = data.draw(writes(len(rows), length))
-        assert buffer.at(positions, writers, seen=seen) is buffer
+        assert buffer.at(as_given(positions), writers, seen=seen) is buffer
         columns = (
             [list(range(length))[positions]] * len(rows)
             if isinstance(positions, slice)

@@ -259,10 +259,9 @@ class AllBlocks(BlockSchedule):
     block_length: int = 3
 
     def plan_region(self, state):
-        begun = state.memory(self).setdefault("begun", [])
-        begun.append(True)
-        region = Region.between(state, state.first_target, state.length, starts_block=len(begun) == 1)
-        return replace(region, blocks=(region.positions - state.first_target) // self.block_length)
+        starts = state.forward_index == 0
+        region = Region.between(state, state.first_target, state.length, starts_block=starts)
+        return replace(region, blocks=(region.positions.columns - state.first_target) // self.block_length)
 
     def plan_blocks(self, state):
         counts = state.targets[:, state.first_target :].long()

@@ -128,7 +128,7 @@ def test_guidance(run, scale):
                 if state.valid[i, p] and not state.targets[i, p]:
                     tokens[i, p] = state.facts.mask_token_id
         without = predict(tokens, state.position_ids)
-        for i, row in enumerate(step.region.positions.tolist()):
+        for i, row in enumerate(step.region.positions.columns.tolist()):
             for j, p in enumerate(row):
                 if p >= 0:
                     u = without[i, p]
@@ -188,7 +188,7 @@ def test_fast_dllm_dream(run, length, whole):
             assert [row.positions[j] for j in row.inside] == columns
         if region.span is not None:
             span = list(range(region.span.start, region.span.stop))
-            assert region.positions.tolist() == [span] * state.batch
+            assert region.positions.columns.tolist() == [span] * state.batch
 
 
 def test_fast_dllm_dream_leaves_the_cheap_path_open():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -35,7 +36,8 @@ _SLOTS = 128
 class Execution:
     """What a `compile` setting comes to for one model.
 
-    packed: linear layers whose weights were packed. compile_seconds: spent on compiling so far.
+    forward: what is compiled. packed: linear layers whose weights were packed. compile_seconds: spent on
+    compiling so far.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Execution:
         model: PreTrainedModel | None,
         compile: Compile,
         *,
+        forward: Callable[..., Tensor] | None = None,
         device: torch.device | None = None,
         flash: bool = False,
     ) -> None:
@@ -128,7 +131,6 @@ class Execution:
 
     def step(
         self,
-        model: PreTrainedModel,
         ids: Tensor,
         position_ids: Tensor,
         attention_mask: Tensor,
@@ -139,7 +141,7 @@ class Execution:
         inputs = (ids, position_ids, attention_mask, buffer, rows)
         shape = (*ids.shape, rows.shape[1], buffer.slots)
         if shape in self._shapes:
-            return self._replay(model, *inputs)
+            return self._replay(*inputs)
         if len(self._shapes) >= MOST_SHAPES:
             if not self._full:
                 self._full = True
@@ -151,7 +153,7 @@ class Execution:
             # three calls that a CUDA graph takes to be recorded.
             with torch._dynamo.config.patch(recompile_limit=4 * MOST_SHAPES), packing.kept_packed():
                 for _ in range(3 if self._device.type == "cuda" else 1):
-                    self._replay(model, *inputs)
+                    self._replay(*inputs)
             self._wait()
         except torch.OutOfMemoryError:
             raise
@@ -163,12 +165,12 @@ class Execution:
         finally:
             self.compile_seconds += time.perf_counter() - begun
         self._shapes.add(shape)
-        return self._replay(model, *inputs)
+        return self._replay(*inputs)
 
-    def _replay(self, model: PreTrainedModel, *inputs: Any) -> Tensor:
+    def _replay(self, *inputs: Any) -> Tensor:
         if self._device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
-        logits: Tensor = self._compiled(model, *inputs)
+        logits: Tensor = self._compiled(*inputs)
         # A graph's output is overwritten by its next replay.
         return logits.clone() if self._device.type == "cuda" else logits
 
@@ -179,26 +181,6 @@ class Execution:
     def _wait(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-
-
-def forward(
-    model: PreTrainedModel,
-    ids: Tensor,
-    position_ids: Tensor,
-    attention_mask: Tensor | None,
-    buffer: KVBuffer | None,
-    rows: Tensor,
-) -> Tensor:
-    """Logits `[batch, n, vocabulary]` of the chosen rows."""
-    logits: Tensor = model(
-        input_ids=ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids,
-        past_key_values=buffer,
-        use_cache=buffer is not None,
-        logits_to_keep=rows,
-    ).logits
-    return logits
 
 
 def _power_of_two(n: int) -> int:

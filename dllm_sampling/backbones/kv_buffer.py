@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from dllm_sampling.state.positions import Positions
+
 
 class _Write:
     """Where the next forward writes and what it sees: shared by the layers of one buffer."""
@@ -15,7 +17,8 @@ class _Write:
     def __init__(self, length: int, slots: int) -> None:
         self.length = length
         self.slots = slots
-        self.positions: slice | Tensor = slice(0, length)
+        self.span: slice | None = None
+        self.columns: Tensor | None = None
         self.rows: Tensor | None = None
         self.seen = length
 
@@ -66,15 +69,15 @@ class _Layer(CacheLayerMixin):
         return self.keys[:, :, :seen], self.values[:, :, :seen]
 
     def _put(self, into: Tensor, states: Tensor) -> None:
-        positions, rows = self.write.positions, self.write.rows
+        span, columns, rows = self.write.span, self.write.columns, self.write.rows
         rows = None if rows is None else _on(rows, into.device)
-        if isinstance(positions, slice):
-            view = into[:, :, positions]
+        if span is not None or columns is None:
+            view = into[:, :, span or slice(None)]
             view.copy_(states if rows is None else torch.where(rows[:, None, None, None], states, view))
             return
-        positions = _on(positions, into.device)
-        skipped = positions < 0 if rows is None else (positions < 0) | ~rows[:, None]
-        index = positions.masked_fill(skipped, self.write.slots)[:, None, :, None]
+        columns = _on(columns, into.device)
+        skipped = columns < 0 if rows is None else (columns < 0) | ~rows[:, None]
+        index = columns.masked_fill(skipped, self.write.slots)[:, None, :, None]
         into.scatter_(2, index.expand_as(states), states.to(into.dtype))
 
     def select_rows(self, index: Tensor) -> None:
@@ -131,12 +134,16 @@ class KVBuffer(Cache):
         """Entries of a row."""
         return self._write.slots
 
-    def at(self, positions: slice | Tensor, rows: Tensor | None, *, seen: int | None = None) -> KVBuffer:
-        """Write at `positions` (a slice, or `[batch, width]` padded with -1), for `rows [batch]` only.
+    def at(self, positions: Positions | slice, rows: Tensor | None, *, seen: int | None = None) -> KVBuffer:
+        """Write at `positions`, for `rows [batch]` only.
 
         rows: None writes every row. seen: slots attended to, by default those of the canvas.
         """
-        self._write.positions, self._write.rows = positions, rows
+        if isinstance(positions, slice):
+            self._write.span, self._write.columns = positions, None
+        else:
+            self._write.span, self._write.columns = positions.span, positions.columns
+        self._write.rows = rows
         self._write.seen = self._write.length if seen is None else seen
         return self
 

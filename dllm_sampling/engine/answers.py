@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from dllm_sampling.errors import PluginError
+from dllm_sampling.errors import PluginError, shown
 from dllm_sampling.state.decision import Decision
 from dllm_sampling.state.decoding_state import DecodingState
 from dllm_sampling.state.observation import Observation
 from dllm_sampling.state.plan import ForwardPlan
+from dllm_sampling.state.positions import Positions
 from dllm_sampling.state.region import Region
 
 T = TypeVar("T")
@@ -41,35 +42,40 @@ def check_region(who: str, answer: Any, given: Mapping[str, Any]) -> Region:
     """What `plan_region` answered."""
     state: DecodingState = given["state"]
     region = _instance(who, answer, Region)
-    positions = _tensor(f"{who}: positions", region.positions, torch.long, (state.batch, None), state)
-    blocks = _tensor(f"{who}: blocks", region.blocks, torch.long, tuple(positions.shape), state)
+    empty = f"{who} answered an empty region: it must hold a position at least."
+    positions = _positions(f"{who}: positions", region.positions, empty, state)
+    blocks = _tensor(f"{who}: blocks", region.blocks, torch.long, tuple(positions.columns.shape), state)
     _flag(f"{who}: starts_block", region.starts_block)
-    if positions.shape[1] == 0:
-        raise PluginError(f"{who} answered an empty region: it must hold a position at least.")
-    if region.span is not None:
-        _check_span(who, region.span, positions, state)
-    else:
-        positions = _distinct(f"{who}: positions", positions, state)
     if state.targets_in_block is not None:
         last = state.targets_in_block.shape[1] - 1
         known = blocks.clamp(0, last)
-        wrong = ((known != blocks) & (positions >= 0)).any()
+        wrong = ((known != blocks) & positions.inside).any()
         state.trouble(wrong, PluginError(f"{who}: blocks must be between 0 and {last}, as in plan_blocks."))
         blocks = known
     return replace(region, positions=positions, blocks=blocks)
 
 
-def _check_span(who: str, span: Any, positions: Tensor, state: DecodingState) -> None:
-    start, stop = _bounds(f"{who}: span", span, state.length)
-    columns = state.columns[start:stop]
-    if positions.shape[1] != stop - start:
+def _positions(who: str, given: Any, empty: str, state: DecodingState) -> Positions:
+    """Positions on the canvas, some at least; where they claim to be a slice they are that."""
+    if not isinstance(given, Positions):
         raise PluginError(
-            f"{who}: span {start}:{stop} has {stop - start} columns and positions {positions.shape[1]}."
+            f"{who}: {shown(given)}; it must be Positions, such as Positions.between(state, start, stop), or "
+            "a tensor [batch, width] of columns padded with -1."
         )
+    columns = _tensor(who, given.columns, torch.long, (state.batch, None), state)
+    if columns.shape[1] == 0:
+        raise PluginError(empty)
+    if given.span is None:
+        return Positions(_distinct(who, columns, state))
+    start, stop = _bounds(f"{who}: span", given.span, state.length)
+    if columns.shape[1] != stop - start:
+        raise PluginError(f"{who}: span {start}:{stop} has {stop - start} columns, not {columns.shape[1]}.")
+    own = state.columns[start:stop]
     # Views of the canvas's columns are what they should be; anything else is compared.
-    if positions.data_ptr() != columns.data_ptr() or positions.stride() != (0, 1):
-        wrong = PluginError(f"{who}: positions are not the columns of span {start}:{stop}.")
-        state.trouble((positions != columns).any(), wrong)
+    if columns.data_ptr() != own.data_ptr() or columns.stride() != (0, 1):
+        wrong = PluginError(f"{who} are not the columns of span {start}:{stop}.")
+        state.trouble((columns != own).any(), wrong)
+    return given
 
 
 def check_plan(who: str, answer: Any, given: Mapping[str, Any]) -> ForwardPlan:
@@ -83,13 +89,10 @@ def check_plan(who: str, answer: Any, given: Mapping[str, Any]) -> ForwardPlan:
         _flag(f"{who}: refresh", plan.refresh)
     if plan.visible is not None:
         _tensor(f"{who}: visible", plan.visible, torch.bool, tuple(state.tokens.shape), state)
-    if isinstance(plan.positions, slice):
-        _bounds(f"{who}: positions", plan.positions, state.length)
-        return plan
-    positions = _tensor(f"{who}: positions", plan.positions, torch.long, (state.batch, None), state)
-    if positions.shape[1] == 0:
-        raise PluginError(f"{who} planned no position: a forward must compute one at least.")
-    return replace(plan, positions=_distinct(f"{who}: positions", positions, state))
+    empty = f"{who} planned no position: a forward must compute one at least."
+    positions = _positions(f"{who}: positions", plan.positions, empty, state)
+    plan = plan if positions is plan.positions else replace(plan, positions=positions)
+    return plan.within_sight()
 
 
 def check_canvases(who: str, answer: Any, given: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -116,7 +119,7 @@ def check_logits(who: str, answer: Any, given: Mapping[str, Any]) -> Tensor:
 
 
 def check_allowed(who: str, answer: Any, given: Mapping[str, Any]) -> Tensor:
-    """What `restrict` answered."""
+    """What `restrict` or `forbid` answered."""
     observation: Observation = given["observation"]
     return _tensor(who, answer, torch.bool, tuple(observation.masked.shape), given["state"])
 
@@ -163,6 +166,7 @@ CHECKS: dict[str, Callable[[str, Any, Mapping[str, Any]], Any]] = {
     "canvases": check_canvases,
     "transform": check_logits,
     "restrict": check_allowed,
+    "forbid": check_allowed,
     "select": check_selected,
     "idle_steps": check_idle_steps,
 }

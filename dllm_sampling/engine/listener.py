@@ -68,10 +68,10 @@ class Listener:
             raise ConfigurationError(f"a streamer takes the text of one prompt; {len(canvases)} were given.")
         self._streamer.put(canvases[0].tokens[None, : canvases[0].before])
 
-    def after_step(self, state: DecodingState, region: Region, observation: Observation) -> Tensor | None:
-        """Show what a step did. Which rows to end, bool `[batch]`; None where there was nothing to ask."""
+    def after_step(self, state: DecodingState, region: Region, observation: Observation) -> None:
+        """Show what a step did, and end the rows that a stopping criterion stops."""
         if self._streamer is None and not self._criteria:
-            return None
+            return
         if self._drafts:
             self._put_draft(state, region, observation)
         final = _final(state, region)
@@ -81,7 +81,7 @@ class Listener:
         if state.forward_index == 1:  # the first step of a batch
             self._asked = state.first_target
         if not self._criteria or final <= self._asked:
-            return None
+            return
         self._asked = final
         # The batch is as wide as its own longest prompt, which may be shorter than that of the call.
         shown = torch.nn.functional.pad(
@@ -89,8 +89,7 @@ class Listener:
             (self._width - state.first_target, 0),
             value=state.facts.pad_token_id,
         )
-        stopped: Tensor = self._criteria(shown, None)
-        return stopped
+        state.end_rows(self._criteria(shown, None))
 
     def rest(self, result: GenerationResult) -> None:
         """After the last step: stream what came with it."""
@@ -110,12 +109,10 @@ class Listener:
         if getattr(self._streamer, "_takes_logits", False):  # so transformers marks those that want them
             self._streamer.put_draft(logits=observation.logits.cpu())
             return
-        inside = region.positions[0] >= 0
-        columns = region.positions[0][inside]
-        canvas = state.tokens[0].clone()
-        tokens = canvas[columns]
-        open_still = tokens == state.facts.mask_token_id  # nothing is ever committed as the mask
-        canvas[columns] = torch.where(open_still, observation.tokens[0][inside], tokens)
+        inside = region.positions.inside[0]
+        columns = region.positions.columns[0][inside]
+        canvas, still_open = state.tokens[0].clone(), state.masked[0][columns]
+        canvas[columns] = torch.where(still_open, observation.tokens[0][inside], canvas[columns])
         self._streamer.put_draft(canvas[None, state.first_target + self._sent : columns[-1] + 1].cpu())
 
 
@@ -126,8 +123,7 @@ def _final(state: DecodingState, region: Region) -> int:
     if region.span is not None:
         start, stop = region.span.start, region.span.stop
     else:
-        inside = region.positions >= 0
-        bounds = [region.positions.where(inside, state.length).amin(), region.positions.amax() + 1]
+        bounds = [region.positions.first(state.length).amin(), region.positions.end().amax()]
         start, stop = torch.stack(bounds).tolist()
     leftmost_open = min(state.next_open)
     if leftmost_open == state.length:

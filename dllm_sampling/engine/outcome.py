@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dllm_sampling.backbones.forward import Forward
 from dllm_sampling.engine.prompts import Batch, Canvas
 from dllm_sampling.state.decoding_state import DecodingState, row_index
 from dllm_sampling.state.facts import ModelFacts
@@ -16,8 +17,10 @@ from dllm_sampling.state.result import GenerationResult
 class Outcome:
     """The rows of one batch as they finish, and the counts of its forwards."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, facts: ModelFacts, prompt_width: int | None) -> None:
         self.batch = batch
+        self._facts = facts
+        self._prompt_width = prompt_width
         self.forwards = 0
         self.refreshes = 0
         self.positions_computed = 0
@@ -28,19 +31,18 @@ class Outcome:
         self._records: list[tuple[list[int], dict[str, Tensor]]] = []
         self._width = 0
 
-    def count(
-        self, width: int, rows: int, seconds: float, *, refresh: bool, compile_seconds: float = 0.0
-    ) -> None:
-        """Add one step: a forward of `width` positions in each of `rows` rows, and what it took.
+    def result(self) -> GenerationResult:
+        """What this batch alone came to."""
+        return merged([self], self.batch.canvases, self._prompt_width, self._facts)
 
-        compile_seconds: the part of `seconds` that is told apart.
-        """
-        self.compile_seconds += compile_seconds
-        seconds -= compile_seconds
+    def count(self, forward: Forward, rows: int, seconds: float, *, refresh: bool) -> None:
+        """Add a forward of `rows` rows, and the seconds that it took, compiling included."""
+        self.compile_seconds += forward.compile_seconds
+        seconds -= forward.compile_seconds
         self.forwards += 1
         self.refreshes += refresh
-        self.positions_computed += width * rows
-        self._width += width
+        self.positions_computed += forward.width * rows
+        self._width += forward.width
         self.seconds += seconds
         self.refresh_seconds += seconds if refresh else 0.0
 
@@ -52,7 +54,7 @@ class Outcome:
             "tokens": state.tokens,
             "committed_at": state.committed_at,
             "confidence": state.committed_confidence,
-            "row_forwards": state.row_steps,
+            "row_forwards": state.row_steps + state.tensors.forwards_beside,
             "row_forced": state.row_forced,
             "row_remasks": state.row_remasks,
             "row_refreshes": state.row_refreshes,

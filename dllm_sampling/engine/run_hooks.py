@@ -28,11 +28,17 @@ from dllm_sampling.policies.kinds import (
     Wrapper,
 )
 from dllm_sampling.policies.run_spec import PROJECT, RunSpec, hook_names
+from dllm_sampling.state.decision import Decision
 from dllm_sampling.state.decoding_state import DecodingState
+from dllm_sampling.state.facts import ModelFacts
 from dllm_sampling.state.observation import Observation
 from dllm_sampling.state.plan import ForwardPlan
+from dllm_sampling.state.region import Region
+from dllm_sampling.state.result import GenerationResult
 
 _WRAP = "wrap_"
+# Hooks of which it matters who answered.
+_ASKED_ONE_BY_ONE = frozenset({"forbid", "close"})
 # Hooks that a policy held by another one answers itself. The rest its holder calls, or not.
 ANSWERED_WHEN_HELD = LIFECYCLE | {"canvases"}
 
@@ -135,15 +141,88 @@ def idle_steps(policies: Policies) -> Callable[[int], int]:
     return _asked(policies.unmasking, "unmasking", "idle_steps", ("targets",))
 
 
-def branches(hooks: Any, state: DecodingState, plan: ForwardPlan) -> dict[str, Tensor]:
-    """The further canvases that the policies of a run ask for."""
-    found: dict[str, Tensor] = {}
-    for named in hooks.canvases(state=state, plan=plan):
-        for name, tokens in named.items():
-            if name in found:
-                raise PluginError(f"two policies of this run call a canvas {name!r}.")
-            found[name] = tokens
-    return found
+class RunHooks:
+    """What the engine asks the policies of one run, each question by the name of its hook."""
+
+    def __init__(self, policies: Policies) -> None:
+        self._hook = manager(policies).hook
+        self._transforms = transforms(policies)
+
+    def plan_blocks(self, state: DecodingState) -> Tensor | None:
+        targets: Tensor | None = self._hook.plan_blocks(state=state)
+        return targets
+
+    def begin(self, state: DecodingState, facts: ModelFacts) -> None:
+        self._hook.begin(state=state, facts=facts)
+
+    def plan_region(self, state: DecodingState) -> Region:
+        region: Region = _answered("plan_region", self._hook.plan_region(state=state))
+        return region
+
+    def block_started(self, state: DecodingState, region: Region) -> None:
+        self._hook.block_started(state=state, region=region)
+
+    def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan:
+        plan: ForwardPlan = _answered("plan_forward", self._hook.plan_forward(state=state, region=region))
+        return plan
+
+    def canvases(self, state: DecodingState, plan: ForwardPlan) -> dict[str, Tensor]:
+        """The further canvases that policies ask for."""
+        found: dict[str, Tensor] = {}
+        for named in self._hook.canvases(state=state, plan=plan):
+            for name, tokens in named.items():
+                if name in found:
+                    raise PluginError(f"two policies of this run call a canvas {name!r}.")
+                found[name] = tokens
+        return found
+
+    def shown(self, state: DecodingState, observation: Observation) -> Observation:
+        """What policies see of a forward: after the transforms in order, restrictions and prohibitions."""
+        for transform in self._transforms:
+            observation = observation.with_logits(transform(state, observation))
+        for allowed in self._hook.restrict(state=state, observation=observation):
+            observation = observation.restricted(allowed)
+        for who in self._hook.forbid.get_hookimpls():
+            forbidden: Any = who.function(state, observation)
+            observation = observation.without(who.plugin_name, forbidden)
+        return observation
+
+    def select(self, state: DecodingState, observation: Observation) -> Tensor | Decision:
+        chosen: Tensor | Decision = _answered(
+            "select", self._hook.select(state=state, observation=observation)
+        )
+        return chosen
+
+    def committed(self, state: DecodingState, observation: Observation, decision: Decision) -> None:
+        self._hook.committed(state=state, observation=observation, decision=decision)
+
+    def block_finished(self, state: DecodingState, region: Region) -> None:
+        self._hook.block_finished(state=state, region=region)
+
+    def rows_selected(self, state: DecodingState, rows: Tensor) -> None:
+        self._hook.rows_selected(state=state, rows=rows)
+
+    def end(self, state: DecodingState, result: Callable[[], GenerationResult]) -> None:
+        """Tell the batch's result, which is made only where a policy wants it."""
+        if self._hook.end.get_hookimpls():
+            self._hook.end(state=state, result=result())
+
+    def close(self, state: DecodingState) -> None:
+        """Tell every policy that the batch is over, also where one of them fails; its error comes last."""
+        failed: list[PluginError] = []
+        for who in self._hook.close.get_hookimpls():
+            try:
+                who.function(state)
+            except PluginError as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
+
+
+def _answered(name: str, answer: Any) -> Any:
+    if answer is None:
+        raise PluginError(f"{name} returned None: every step needs an answer.")
+    return answer
 
 
 def _hook_methods(policy: Policy, path: str, held: bool) -> dict[str, Any]:
@@ -156,6 +235,8 @@ def _hook_methods(policy: Policy, path: str, held: bool) -> dict[str, Any]:
             raise PluginError(f"{who}: " + unknown_name("hook", hook, names))
         if hook not in names or function in _BASE_METHODS:
             continue
+        if name.startswith(_WRAP) and hook in _ASKED_ONE_BY_ONE:
+            raise PluginError(f"{who} ({path}): {hook} cannot be wrapped; each policy answers for itself.")
         if not _may_answer(policy, name):
             own = ", ".join(sorted(policy.hooks | LIFECYCLE))
             raise PluginError(

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 
 # What a policy of any kind may watch.
-LIFECYCLE = frozenset({"begin", "block_started", "committed", "block_finished", "rows_selected", "end"})
+LIFECYCLE = frozenset(
+    {"begin", "block_started", "committed", "block_finished", "rows_selected", "end", "close"}
+)
 
 
 class Policy(Named, ABC):
@@ -108,7 +110,7 @@ class BlockSchedule(Policy, ABC):
     """Decides which span is being worked on."""
 
     kind: ClassVar[str] = "schedule"
-    hooks: ClassVar[frozenset[str]] = frozenset({"plan_region", "plan_blocks", "restrict"})
+    hooks: ClassVar[frozenset[str]] = frozenset({"plan_region", "plan_blocks", "restrict", "forbid"})
 
     @abstractmethod
     def plan_region(self, state: DecodingState) -> Region:
@@ -134,7 +136,7 @@ class Wrapper(Policy, ABC):
     """Changes what other policies do: `restrict`, or `wrap_` and the name of a hook."""
 
     kind: ClassVar[str] = "wrappers"
-    hooks: ClassVar[frozenset[str]] = frozenset({"restrict", "canvases"})
+    hooks: ClassVar[frozenset[str]] = frozenset({"restrict", "forbid", "canvases"})
 
 
 class Observer(Policy, ABC):

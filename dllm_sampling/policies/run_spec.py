@@ -75,6 +75,15 @@ class RunSpec:
         """Every step: bool `[batch, region]`; a position stays eligible if every answer allows it."""
         raise NotImplementedError
 
+    @hookspec
+    def forbid(self, state: DecodingState, observation: Observation) -> Tensor:
+        """Every step, after `restrict`: bool `[batch, region]`, True where nothing may be committed now.
+
+        It binds the commit that the engine forces, too. A policy that leaves a row nothing, when the row has
+        no idle steps left, ends the run with an error that names both.
+        """
+        raise NotImplementedError
+
     @hookspec(firstresult=True)
     def select(self, state: DecodingState, observation: Observation) -> Tensor | Decision | None:
         """Every step: which positions to commit, as a mask `[batch, region]` or a Decision."""
@@ -92,6 +101,10 @@ class RunSpec:
     @hookspec
     def rows_selected(self, state: DecodingState, rows: Tensor) -> None:
         """When rows leave the batch: the indices of those that stay. Memory is already re-indexed."""
+
+    @hookspec
+    def close(self, state: DecodingState) -> None:
+        """Once a batch, last of all, however it ends: after `end`, an error, or a run that was left."""
 
     @hookspec
     def end(self, state: DecodingState, result: GenerationResult) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dllm_sampling.errors import no_attribute
 from dllm_sampling.state import confidence, noise
+from dllm_sampling.state.positions import Positions
 from dllm_sampling.state.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -24,23 +25,27 @@ class Observation:
     """One prediction for each position of the region, after one forward.
 
     logits: `[batch, region, vocabulary]` float32; entry i predicts position i, for every family.
-    positions: `[batch, region]` canvas columns, -1 at padding. blocks: the block of each.
+    positions: those of the region. blocks: `[batch, region]`, the block of each.
     fresh: the prediction was computed in this forward. What is not fresh is not to be read.
     masked: open targets. committed: fresh targets that are committed: they may be overwritten or
         masked again. eligible: fresh open targets that may be committed now.
+    forbidden: open targets that not even the engine may commit, None for none; forbidden_by: who forbids
+        which of them.
     branches: logits of further canvases by name, shaped as `logits`: see the hook `canvases`.
     """
 
     state: DecodingState
     sampling: Sampling
     logits: Tensor
-    positions: Tensor
+    positions: Positions
     blocks: Tensor
     fresh: Tensor
     masked: Tensor
     committed: Tensor
     eligible: Tensor
     branches: Mapping[str, Tensor] = field(default_factory=dict)
+    forbidden: Tensor | None = None
+    forbidden_by: tuple[tuple[str, Tensor], ...] = ()
 
     @classmethod
     def of(
@@ -53,13 +58,8 @@ class Observation:
         branches: Mapping[str, Tensor] | None = None,
     ) -> Observation:
         """What `logits [batch, region, vocabulary]` show of the region; `fresh=None` means all."""
-        if region.span is not None:
-            masked, targets = state.masked[:, region.span], state.targets[:, region.span]
-        else:
-            inside = region.positions >= 0
-            masked = state.gather(state.masked, region.positions) & inside
-            targets = state.gather(state.targets, region.positions) & inside
-        masked = masked.clone()  # the canvas changes under the view when the step commits
+        masked = region.positions.gather(state.masked, fill=False)
+        targets = region.positions.gather(state.targets, fill=False)
         fresh = torch.ones_like(masked) if fresh is None else fresh
         return cls(
             state=state,
@@ -80,7 +80,18 @@ class Observation:
 
     def restricted(self, allowed: Tensor) -> Observation:
         """The same observation with fewer eligible positions; scores already computed are kept."""
-        narrowed = replace(self, eligible=self.eligible & allowed)
+        return self._with(eligible=self.eligible & allowed)
+
+    def without(self, who: str, forbidden: Tensor) -> Observation:
+        """The same observation without positions that `who` forbids, bool `[batch, region]`."""
+        return self._with(
+            eligible=self.eligible & ~forbidden,
+            forbidden=forbidden if self.forbidden is None else self.forbidden | forbidden,
+            forbidden_by=(*self.forbidden_by, (who, forbidden)),
+        )
+
+    def _with(self, **changes: Any) -> Observation:
+        narrowed = replace(self, **changes)
         for name in _SCORES & vars(self).keys():
             vars(narrowed)[name] = vars(self)[name]
         return narrowed

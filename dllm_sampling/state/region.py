@@ -2,59 +2,65 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from dllm_sampling.state.decoding_state import DecodingState
-
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from dllm_sampling.state.positions import Positions
+
 if TYPE_CHECKING:
-    pass
+    from dllm_sampling.state.decoding_state import DecodingState
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Region:
     """The positions that may be written or read now.
 
-    positions: `[batch, width]`, canvas columns, padded with -1.
+    positions: a tensor `[batch, width]` of columns padded with -1 is taken for `Positions` of it.
     blocks: `[batch, width]`, the block of each position; the progress guard prefers the lowest.
-    span: the same columns as a slice, where all rows share them (the fast path).
     starts_block: whether this is the first forward of a block.
     """
 
-    positions: Tensor
+    positions: Positions
     blocks: Tensor
-    span: slice | None = None
     starts_block: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.positions, Tensor):
+            object.__setattr__(self, "positions", Positions(self.positions))
 
     @classmethod
     def between(
         cls, state: DecodingState, start: int, stop: int, *, block: int = 0, starts_block: bool = False
     ) -> Region:
         """The columns `[start, stop)` for every row, all of one block."""
-        positions = state.columns[start:stop].expand(state.batch, -1)
-        blocks = torch.full_like(positions, block)
-        return cls(positions, blocks, slice(start, stop), starts_block)
+        positions = Positions.between(state, start, stop)
+        return cls(positions, torch.full_like(positions.columns, block), starts_block)
+
+    @property
+    def width(self) -> int:
+        """Positions of a row, padding included."""
+        return self.positions.width
+
+    @property
+    def span(self) -> slice | None:
+        """The region as a slice, where all rows share it."""
+        return self.positions.span
+
+    def from_place(self, start: int, stop: int | None = None) -> Region:
+        """The positions at places `[start, stop)` of each row."""
+        return replace(
+            self, positions=self.positions.from_place(start, stop), blocks=self.blocks[:, start:stop]
+        )
 
     def clipped(self, state: DecodingState) -> Region:
         """The same region without what lies behind each row's own last target.
 
         So a row's region does not depend on how far the canvases beside it reach.
         """
-        ends, span = state.row_ends, self.span
-        if span is None:
-            if min(ends) == state.length:
-                return self
-        elif min(ends) >= span.stop:
+        if min(state.row_ends) == state.length:
             return self
-        elif len(set(ends)) == 1:
-            stop = ends[0] - span.start
-            short = slice(span.start, ends[0])
-            return replace(self, positions=self.positions[:, :stop], blocks=self.blocks[:, :stop], span=short)
-        inside = self.positions < state.end_of_targets[:, None]
-        return replace(self, positions=self.positions.where(inside, -1), span=None)
+        positions = self.positions.before(state.row_ends, state.end_of_targets)
+        return replace(self, positions=positions, blocks=self.blocks[:, : positions.width])

@@ -17,6 +17,7 @@ from dllm_sampling.policies.kinds import Policy
 from dllm_sampling.state.decoding_state import DecodingState
 from dllm_sampling.state.facts import ModelFacts
 from dllm_sampling.state.observation import Observation
+from dllm_sampling.state.positions import Positions
 from dllm_sampling.state.region import Region
 from dllm_sampling.state.sampling import Sampling
 
@@ -84,7 +85,7 @@ class ChosenModel(Backbone):
         predicted = self.predict(ids, position_ids)
         return predicted[:, rows] if rows.ndim == 1 else predicted.take_along_dim(rows[..., None], 1)
 
-    def _attention_mask(self, visible: Tensor, width: int, positions: slice | Tensor) -> Tensor:
+    def attention_mask(self, visible: Tensor, positions: Positions) -> Tensor:
         return visible
 
 

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from dllm_sampling.backbones.base import Backbone
 from dllm_sampling.engine import run_hooks
-from dllm_sampling.engine.run import Step
 from dllm_sampling.engine.sampler import Sampler
+from dllm_sampling.engine.step import Step
 from dllm_sampling.errors import DllmSamplingError
 from dllm_sampling.policies.kinds import (
     BlockSchedule,
@@ -294,8 +294,8 @@ class BlockScheduleConformance(PolicyConformance):
         for step in self._sampler(policy, model).steps(_prompts(), _GEN_LENGTH):
             assert step.region.starts_block or not first, "the first region of a run must start a block."
             first = False
-            inside = step.region.positions >= 0
-            targets = step.state.gather(step.state.targets, step.region.positions)
+            inside = step.region.positions.inside
+            targets = step.region.positions.gather(step.state.targets)
             assert (targets | ~inside).all(), "a region reaches beyond the targets."
             assert step.observation.masked.any(), "a region holds no open target of any row."
 

@@ -32,31 +32,30 @@ class AdaBlock(BlockSchedule):
 
     def begin(self, state: DecodingState, facts: ModelFacts) -> None:
         ids = [token_id(token, facts, "delimiters") for token in self.delimiters]
-        state.memory(self)["ids"] = torch.tensor(ids, device=facts.device).expand(state.batch, -1)
+        state.shared(self)["ids"] = torch.tensor(ids, device=facts.device)
 
     def plan_region(self, state: DecodingState) -> Region:
-        memory = state.memory(self)
+        shared = state.shared(self)
         bounds = state.carried(self) or [[0, 0]] * state.batch
-        memory["first"] = all(at >= end for at, (_, end) in zip(state.next_open, bounds, strict=True))
-        if memory["first"]:
-            memory["block"] = memory.get("block", -1) + 1
+        shared["first"] = all(at >= end for at, (_, end) in zip(state.next_open, bounds, strict=True))
+        if shared["first"]:
+            shared["block"] = shared.get("block", -1) + 1
             shown = [max(self._window(end, state), self.block_length) for end in state.row_ends]
             begun = zip(state.next_open, shown, state.row_ends, strict=True)
             bounds = [[min(at, end), min(at + wide, end)] for at, wide, end in begun]
         starts, ends = [start for start, _ in bounds], [end for _, end in bounds]
-        return region_of_rows(state, starts, ends, memory["block"], memory["first"])
+        return region_of_rows(state, starts, ends, shared["block"], shared["first"])
 
     def _window(self, end: int, state: DecodingState) -> int:
         return int(self.share * (end - state.first_target))
 
     def restrict(self, state: DecodingState, observation: Observation) -> Tensor:
-        if not state.memory(self)["first"]:
+        if not state.shared(self)["first"]:
             return torch.ones_like(observation.masked)
-        ids = state.memory(self)["ids"]
-        positions = observation.positions
-        start = positions.masked_fill(positions < 0, state.length).amin(1, keepdim=True)
+        ids, positions = state.shared(self)["ids"], observation.positions.columns
+        start = observation.positions.first(state.length)
         window = state.on_device([[self._window(end, state)] for end in state.row_ends])
-        ends_here = (observation.tokens[..., None] == ids[:, None, :]).any(-1)
+        ends_here = (observation.tokens[..., None] == ids).any(-1)
         ends_here = ends_here & observation.eligible & (positions < start + window)
         score = observation.log_confidence.masked_fill(~ends_here, -torch.inf)
         best = score.argmax(1, keepdim=True)

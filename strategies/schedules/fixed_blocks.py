@@ -26,9 +26,9 @@ class FixedBlocks(BlockSchedule):
 
     def plan_region(self, state: DecodingState) -> Region:
         block = (min(state.next_open) - state.first_target) // self.block_length
-        memory = state.memory(self)
-        starts = memory.get("block") != block
-        memory["block"] = block
+        shared = state.shared(self)
+        starts = shared.get("block") != block
+        shared["block"] = block
         start = state.first_target + block * self.block_length
         stop = min(start + self.block_length, state.length)
         return Region.between(state, start, stop, block=block, starts_block=starts)

@@ -41,7 +41,7 @@ class MultiBlock(BlockSchedule):
             min(state.first_target + (n + 1) * size, end) for n, end in zip(last, state.row_ends, strict=True)
         ]
         region = region_of_rows(state, begun, ends, 0, carried is None)
-        blocks = (region.positions - state.first_target).div(size, rounding_mode="floor")
+        blocks = (region.positions.columns - state.first_target).div(size, rounding_mode="floor")
         return replace(region, blocks=blocks)
 
     def committed(self, state: DecodingState, observation: Observation, decision: Decision) -> None:

@@ -19,9 +19,7 @@ class WholeCanvas(BlockSchedule):
     name: ClassVar[str] = "whole_canvas"
 
     def plan_region(self, state: DecodingState) -> Region:
-        memory = state.memory(self)
-        starts = "started" not in memory
-        memory["started"] = True
+        starts = state.forward_index == 0
         return Region.between(state, state.first_target, state.length, starts_block=starts)
 
     def plan_blocks(self, state: DecodingState) -> Tensor:

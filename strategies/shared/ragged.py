@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dllm_sampling import DecodingState, Region
+from dllm_sampling import DecodingState, Positions, Region
 
 
 def region_of_rows(
@@ -19,4 +19,4 @@ def region_of_rows(
     bounds = state.on_device([list(starts), list(ends)])[..., None]
     columns = bounds[0] + torch.arange(width, device=state.columns.device)
     positions = columns.where(columns < bounds[1], -1)
-    return Region(positions, torch.full_like(positions, block), None, starts_block)
+    return Region(Positions(positions), torch.full_like(positions, block), starts_block)

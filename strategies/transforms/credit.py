@@ -27,11 +27,12 @@ class Credit(LogitsTransform):
 
     def transform(self, state: DecodingState, observation: Observation) -> Tensor:
         memory, logits = state.memory(self), observation.logits
+        positions = observation.positions.columns
         credit = torch.zeros_like(logits)
         if "credit" in memory and state.block_forwards:
-            credit = self.beta * realigned(memory["credit"], memory["positions"], observation.positions, 0.0)
+            credit = self.beta * realigned(memory["credit"], memory["positions"], positions, 0.0)
         best = logits.argmax(-1, keepdim=True)
         earned = logits.softmax(-1).gather(-1, best) ** self.gamma
         credit = credit.scatter_add(-1, best, earned * observation.masked[..., None])
-        memory["credit"], memory["positions"] = credit, observation.positions
+        memory["credit"], memory["positions"] = credit, positions
         return logits + self.alpha * credit.log1p()

@@ -27,9 +27,8 @@ class SuppressTokens(LogitsTransform):
 
     def begin(self, state: DecodingState, facts: ModelFacts) -> None:
         ids = [i for token in self.tokens for i in (facts.eos_token_ids if token == "eos" else [token])]
-        index = torch.tensor([token_id(i, facts, "tokens") for i in ids], device=facts.device)
-        state.memory(self)["ids"] = index.expand(state.batch, -1)
+        index = [token_id(i, facts, "tokens") for i in ids]
+        state.shared(self)["ids"] = torch.tensor(index, device=facts.device)
 
     def transform(self, state: DecodingState, observation: Observation) -> Tensor:
-        index = state.memory(self)["ids"][0]
-        return observation.logits.index_fill(-1, index, -torch.inf)
+        return observation.logits.index_fill(-1, state.shared(self)["ids"], -torch.inf)

@@ -31,16 +31,16 @@ class Dilated(UnmaskingPolicy):
         return targets
 
     def block_started(self, state: DecodingState, region: Region) -> None:
-        memory, inside = state.memory(self), region.positions >= 0
+        memory, inside = state.memory(self), region.positions.inside
         # A row's own length decides, which may be less than that of the rows beside it.
         length = inside.sum(1, keepdim=True).clamp_min(1)
-        memory["start"] = region.positions.masked_fill(~inside, state.length).amin(1, keepdim=True)
+        memory["start"] = region.positions.first(state.length)
         memory["length"], memory["round"] = length, dilated_rounds(length, inside.shape[1], self.base)
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
         memory, clock = state.memory(self), state.block_steps[:, None]
         # Places behind the block, where a region goes on, repeat its pattern.
-        place = (observation.positions - memory["start"]) % memory["length"]
+        place = (observation.positions.columns - memory["start"]) % memory["length"]
         due: Tensor = memory["round"].gather(1, place) <= clock
         last: Tensor = clock >= memory["round"].amax(1, keepdim=True)
         return (due & (observation.log_confidence >= log_of(self.skip))) | last

@@ -52,12 +52,11 @@ class DreamSchedule(UnmaskingPolicy):
         times = torch.linspace(1, self.eps, self.steps + 1)
         shares = 1 - times[1:] / times[:-1]
         shares[-1] = 1
-        # One row a canvas: memory follows the batch.
-        state.memory(self)["shares"] = shares.to(facts.device).repeat(state.batch, 1)
+        state.shared(self)["shares"] = shares.to(facts.device)
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
         step = state.row_steps.clamp_max(self.steps - 1)[:, None]
-        share: Tensor = state.memory(self)["shares"].gather(1, step)
+        share: Tensor = state.shared(self)["shares"][step]
         if self.algorithm == "origin":
             return state.uniform(self, observation.positions) < share
         count = (observation.masked.sum(1, keepdim=True) * share).long()[:, 0]

@@ -35,7 +35,7 @@ class DynamicThreshold(UnmaskingPolicy):
         return observation.log_confidence >= tau.log()
 
     def _open_share(self, state: DecodingState, observation: Observation) -> Tensor:
-        end = observation.positions.amax(1, keepdim=True) + 1
+        end = observation.positions.end()
         near = state.columns < end + self.window
         tail = state.columns >= state.end_of_targets[:, None] - self.tail
         behind = state.targets & (state.columns >= end) & (near | tail)

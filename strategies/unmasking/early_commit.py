@@ -71,7 +71,7 @@ class EarlyCommit(UnmaskingPolicy):
         top = observation.logits.topk(2, -1).values
         inside = observation.masked | observation.committed
         if self.answer_start is not None:
-            place = observation.positions - state.first_target - self.answer_start
+            place = observation.positions.columns - state.first_target - self.answer_start
             inside = inside & (place >= 0) & (place < self.answer_length)
         gap = (top[..., 0] - top[..., 1]).where(inside, 0.0).sum(1) / inside.sum(1)
         progress = state.progress if self.steps is None else (state.row_steps + 1) / self.steps

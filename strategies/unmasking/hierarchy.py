@@ -37,7 +37,7 @@ class Hierarchy(UnmaskingPolicy):
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
         eligible, score = observation.eligible, observation.log_confidence
-        best = self._best_of_runs(observation.positions, eligible, score)
+        best = self._best_of_runs(observation.positions.columns, eligible, score)
         sure = score > math.log(self.threshold)
         likely = score > log_of(self.low)
         return or_the_best(sure | (best & likely), score, eligible)

@@ -29,7 +29,7 @@ class Klass(UnmaskingPolicy):
     history: int = Field(2, ge=1, description="Steps that must have been stable.")
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
-        memory, positions = state.memory(self), observation.positions
+        memory, positions = state.memory(self), observation.positions.columns
         now = observation.logits.log_softmax(-1)
         stable = torch.zeros_like(positions)
         if "before" in memory and state.block_forwards:

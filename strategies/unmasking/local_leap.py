@@ -35,7 +35,7 @@ class LocalLeap(UnmaskingPolicy):
         return self
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
-        score, positions = observation.log_confidence, observation.positions
+        score, positions = observation.log_confidence, observation.positions.columns
         anchors = observation.eligible & (score >= math.log(self.threshold))
         distance = (positions[:, :, None] - positions[:, None, :]).abs()
         near = ((distance <= self.radius) & anchors[:, None, :]).any(-1)

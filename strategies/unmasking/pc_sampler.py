@@ -46,15 +46,12 @@ class PCSampler(Budgeted):
                     f"has {facts.vocab_size}: it was made with another tokenizer."
                 )
             table[token] = count / total
-        # One row a canvas: memory follows the batch.
-        surprise = -(table + 1e-9).log().to(facts.device)
-        state.memory(self)["surprise"] = surprise.expand(state.batch, -1)
+        state.shared(self)["surprise"] = -(table + 1e-9).log().to(facts.device)
 
     def scores(self, state: DecodingState, observation: Observation) -> Tensor:
-        surprise: Tensor = state.memory(self)["surprise"].gather(1, observation.tokens)
+        surprise: Tensor = state.shared(self)["surprise"][observation.tokens]
         calibrated = (observation.log_confidence.exp() * surprise).clamp_max(self.alpha)
-        start = observation.positions.masked_fill(observation.positions < 0, state.length)
-        place = observation.positions - start.amin(1, keepdim=True)
+        place = observation.positions.columns - observation.positions.first(state.length)
         return calibrated * (-self.decay * place).exp()
 
 

@@ -46,7 +46,7 @@ class ReMDM(UnmaskingPolicy):
         reached = filled >= (targets * self.start).long().clamp_min(1)
         again = observation.masked.any(1) & (done < loops) & ((done > 0) | reached)
         memory["done"] = torch.where(again, done + 1, torch.where(done >= loops, loops + 1, done))
-        stored = state.gather(state.committed_confidence, observation.positions)
+        stored = observation.positions.gather(state.committed_confidence)
         stored = torch.where(commit, observation.log_confidence.exp(), stored).nan_to_num(nan=2.0)
         taken = top_k(-stored, commit | observation.committed, again.long() * self.number)
         return Decision(commit & ~taken, remask=taken & observation.committed)

@@ -38,9 +38,9 @@ class Saber(UnmaskingPolicy):
         sure = eligible & (confidence > mean)
         few = sure.sum(1, keepdim=True) < self.least
         commit = torch.where(few, top_k(confidence, eligible, self.least), sure)
-        drop = confidence - state.gather(memory["before"], positions)
-        memory["before"] = state.placed(memory["before"], positions, confidence)
-        memory["at_commit"] = state.placed(memory["at_commit"], positions, confidence, commit)
+        drop = confidence - positions.gather(memory["before"])
+        memory["before"] = positions.put(memory["before"], confidence)
+        memory["at_commit"] = positions.put(memory["at_commit"], confidence, commit)
 
         count = commit.sum(1).clamp_min(self.least)
         back = (-(-count // self.divisor)).clamp_min(self.least // 2).minimum(count - 1)

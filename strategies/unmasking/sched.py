@@ -60,11 +60,12 @@ class SchED(UnmaskingPolicy):
         settled = gap >= self._tau(progress.clamp_max(1.0))
         if self.stable:
             memory, best = state.memory(self), top.indices[..., 0]
+            positions = observation.positions.columns
             same = torch.zeros_like(settled)  # nothing to compare with yet
             if "best" in memory:
-                before = realigned(memory["best"], memory["positions"], observation.positions, -1)
+                before = realigned(memory["best"], memory["positions"], positions, -1)
                 same = ((best == before) | ~observation.masked).all(1)
-            memory["best"], memory["positions"] = best, observation.positions
+            memory["best"], memory["positions"] = best, positions
             settled = settled & same
         return and_also(self.policy.select(state, observation), settled[:, None])
 

@@ -25,4 +25,4 @@ class EosGuard(Wrapper):
         ends = observation.tokens.new_tensor(state.facts.eos_token_ids)
         is_end = (observation.tokens[..., None] == ends).any(-1)
         before = state.masked.long().cumsum(1) - state.masked.long()
-        return ~(is_end & (state.gather(before, observation.positions) > 0))
+        return ~(is_end & (observation.positions.gather(before) > 0))

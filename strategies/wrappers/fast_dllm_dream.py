@@ -26,19 +26,20 @@ class FastDllmDream(Wrapper):
 
     def wrap_plan_region(self, state: DecodingState) -> Generator[None, Region, Region]:
         region = yield
-        memory, span, positions = state.memory(self), region.span, region.positions
+        memory, shared, span = state.memory(self), state.shared(self), region.span
         if region.starts_block:
-            memory["span"] = span and span.start
-            memory["start"] = positions.masked_fill(positions < 0, state.length).amin(1, keepdim=True)
+            shared["start"] = span and span.start
+            memory["start"] = region.positions.first(state.length)
             return region
-        if span is not None and memory["span"] is not None:
-            if span.start != memory["span"]:
+        if span is not None and shared["start"] is not None:
+            if span.start != shared["start"]:
                 return region  # it has moved on
             if min(state.next_open) > span.start:
-                return Region(positions[:, 1:], region.blocks[:, 1:], slice(span.start + 1, span.stop))
+                return region.from_place(1)
         # Rows differ, or one was given no commit there: it keeps the first position in reach.
-        done = (positions == memory["start"]) & ~state.gather(state.masked, positions)
-        return replace(region, positions=positions.masked_fill(done, -1), span=None)
+        open_still = region.positions.gather(state.masked)
+        kept = open_still | (region.positions.columns != memory["start"])
+        return replace(region, positions=region.positions.only(kept))
 
     def wrap_select(
         self, state: DecodingState, observation: Observation
