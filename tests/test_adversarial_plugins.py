@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 import sys
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -97,6 +99,56 @@ def test_a_decision_set_on_a_step_is_checked_too(case):
     with pytest.raises(PluginError, match=rf"Step.decision.*{message}"):  # noqa: PT012 - ids are looked at later
         step.decision = decision
         steps.finish()
+
+
+def test_a_decision_of_the_wrong_form_is_refused_at_once_and_leaves_the_old_one():
+    steps = Sampler(tiny_model(), stop_at_eos=False).steps(PROMPTS, GEN)
+    step = next(steps)
+    before = step.decision
+    with pytest.raises(PluginError, match="must be a bool tensor or a Decision"):
+        step.decision = "all"
+    assert step.decision is before
+
+
+def test_a_decision_that_comes_too_late_is_refused():
+    steps = Sampler(tiny_model(), stop_at_eos=False, unmasking={"name": "fixed_k", "k": 1}).steps(
+        PROMPTS, GEN
+    )
+    step = next(steps)
+    next(steps)
+    with pytest.raises(PluginError, match="committed already"):
+        step.decision = step.decision
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("plan", "Step.plan is for reading: only decision"),
+        ("observation", "Step.observation is for reading: only decision"),
+        ("decison", "Step has no 'decison'. Did you mean 'decision'"),
+        ("commit", "Step has no 'commit'"),
+    ],
+)
+def test_nothing_but_the_decision_of_a_step_is_set(name, message):
+    step = next(Sampler(tiny_model(), stop_at_eos=False).steps(PROMPTS, GEN))
+    with pytest.raises(AttributeError, match=message):
+        setattr(step, name, step.observation.masked)
+
+
+def test_a_misspelt_field_of_a_step_or_a_decision_is_told_with_the_nearest():
+    step = next(Sampler(tiny_model(), stop_at_eos=False).steps(PROMPTS, GEN))
+    with pytest.raises(AttributeError, match="Did you mean 'observation'"):
+        _ = step.observaton
+    with pytest.raises(AttributeError, match="Did you mean 'commit'"):
+        _ = step.decision.comit
+    with pytest.raises(PluginError, match=r"Decision: unknown field 'remasks'\. Did you mean 'remask'"):
+        Decision(step.observation.masked, remasks=step.observation.masked)
+
+
+def test_a_decision_copies_and_replaces():
+    decision = Decision(torch.ones(1, 2).bool())
+    assert torch.equal(copy.deepcopy(decision).commit, decision.commit)
+    assert replace(decision, finish=torch.ones(1).bool()).finish is not None
 
 
 def test_a_mask_set_on_a_step_is_a_decision():

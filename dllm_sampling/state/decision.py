@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
+from dllm_sampling.errors import PluginError, no_attribute, unknown_name
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,8 @@ class Decision:
     overwrite: committed targets to write anew, with `tokens`.
     remask: committed targets to mask again; where a target is in both, this one holds.
     finish: `[batch]`, rows to end now; their open targets become padding.
+
+    Raises PluginError for a field that it does not have, with the nearest that it has.
     """
 
     commit: Tensor
@@ -28,3 +29,13 @@ class Decision:
     overwrite: Tensor | None = None
     remask: Tensor | None = None
     finish: Tensor | None = None
+
+    def __new__(cls, *given: Any, **named: Any) -> Decision:
+        """Refuse a misspelt field by name; the dataclass sets the others."""
+        for name in named:
+            if name not in cls.__dataclass_fields__:
+                raise PluginError("Decision: " + unknown_name("field", name, cls.__dataclass_fields__))
+        return super().__new__(cls)
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_attribute(self, name)
