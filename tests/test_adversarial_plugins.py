@@ -398,9 +398,13 @@ HOOKS = {
 @pytest.mark.parametrize("slot", OWN)
 @pytest.mark.parametrize("hook", HOOKS)
 def test_each_kind_answers_only_its_own_hooks(slot, hook):
-    def method(self, state):
+    def answer(self, state):
+        return None
+
+    def wrap(self, state):
         yield
 
+    method = wrap if hook.startswith("wrap_") else answer
     base, own = OWN[slot]
     policy = made(base, **({own: lambda self, state: None} if own else {}) | {hook: method})
     settings = {slot: [policy] if slot in ("transforms", "wrappers", "observers") else policy}

@@ -125,10 +125,10 @@ def test_a_wrap_of_no_hook_is_refused_with_the_nearest():
 
         name: ClassVar[str] = "misspelt"
 
-        def wrap_selct(self):
+        def wrap_selection(self):
             yield
 
-    with pytest.raises(PluginError, match=r"unknown hook 'selct'. Did you mean 'select'"):
+    with pytest.raises(PluginError, match=r"unknown hook 'selection'. Did you mean 'select'"):
         Sampler(tiny(), wrappers=[Misspelt()])
 
 

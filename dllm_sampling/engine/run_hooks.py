@@ -16,6 +16,7 @@ from torch import Tensor
 from dllm_sampling.config.sampler_settings import SamplerSettings
 from dllm_sampling.engine.answers import CHECKS, described
 from dllm_sampling.errors import DllmSamplingError, PluginError, unknown_name
+from dllm_sampling.policies.class_checks import WRAP
 from dllm_sampling.policies.kinds import (
     KINDS,
     LIFECYCLE,
@@ -36,7 +37,6 @@ from dllm_sampling.state.plan import ForwardPlan
 from dllm_sampling.state.region import Region
 from dllm_sampling.state.result import GenerationResult
 
-_WRAP = "wrap_"
 # Hooks of which it matters who answered.
 _ASKED_ONE_BY_ONE = frozenset({"forbid", "close"})
 # Hooks that a policy held by another one answers itself. The rest its holder calls, or not.
@@ -62,12 +62,12 @@ class _Manager(pluggy.PluginManager):
         if name not in vars(plugin):
             return None
         return {
-            "wrapper": name.startswith(_WRAP),
+            "wrapper": name.startswith(WRAP),
             "hookwrapper": False,
             "optionalhook": False,
             "tryfirst": False,
             "trylast": False,
-            "specname": name.removeprefix(_WRAP),
+            "specname": name.removeprefix(WRAP),
         }
 
 
@@ -229,13 +229,13 @@ def _hook_methods(policy: Policy, path: str, held: bool) -> dict[str, Any]:
     names = hook_names(RunSpec)
     methods: dict[str, Any] = {}
     for name, function in inspect.getmembers(type(policy), inspect.isfunction):
-        hook = name.removeprefix(_WRAP)
+        hook = name.removeprefix(WRAP)
         who = f"{type(policy).__name__}.{name}"
-        if name.startswith(_WRAP) and hook not in names:
+        if name.startswith(WRAP) and hook not in names:
             raise PluginError(f"{who}: " + unknown_name("hook", hook, names))
         if hook not in names or function in _BASE_METHODS:
             continue
-        if name.startswith(_WRAP) and hook in _ASKED_ONE_BY_ONE:
+        if name.startswith(WRAP) and hook in _ASKED_ONE_BY_ONE:
             raise PluginError(f"{who} ({path}): {hook} cannot be wrapped; each policy answers for itself.")
         if not _may_answer(policy, name):
             own = ", ".join(sorted(policy.hooks | LIFECYCLE))
@@ -250,7 +250,7 @@ def _hook_methods(policy: Policy, path: str, held: bool) -> dict[str, Any]:
 
 
 def _may_answer(policy: Policy, name: str) -> bool:
-    if name.startswith(_WRAP):
+    if name.startswith(WRAP):
         return isinstance(policy, Wrapper)
     return name in policy.hooks or name in LIFECYCLE
 
@@ -260,7 +260,7 @@ def _bridged(policy: Policy, path: str, name: str, hook: str) -> Callable[..., A
     specified = getattr(RunSpec, hook)
     arguments = tuple(inspect.signature(specified).parameters)[1:]
     asked = _asked(policy, path, name, arguments)
-    if not name.startswith(_WRAP):
+    if not name.startswith(WRAP):
         return functools.wraps(specified)(asked)
 
     @functools.wraps(specified)
@@ -276,7 +276,7 @@ def _asked(policy: Policy, path: str, name: str, arguments: tuple[str, ...]) -> 
     who = f"{type(policy).__name__}.{name} ({path})"
     taken = _taken(method, who, arguments)
     places = [arguments.index(argument) for argument in taken]
-    check = CHECKS.get(name.removeprefix(_WRAP))
+    check = CHECKS.get(name.removeprefix(WRAP))
 
     def checked(answer: Any, given: tuple[Any, ...]) -> Any:
         return answer if check is None else check(who, answer, dict(zip(arguments, given, strict=True)))
@@ -286,7 +286,7 @@ def _asked(policy: Policy, path: str, name: str, arguments: tuple[str, ...]) -> 
             raise PluginError(f"{who} answered {described(answers)}; it must be a list of answers.")
         return [checked(answer, given) for answer in answers]
 
-    if not name.startswith(_WRAP):
+    if not name.startswith(WRAP):
 
         def ask(*given: Any) -> Any:
             with _Blamed(who, method):
@@ -294,10 +294,7 @@ def _asked(policy: Policy, path: str, name: str, arguments: tuple[str, ...]) -> 
 
         return ask
 
-    if not inspect.isgeneratorfunction(method):
-        raise PluginError(f"{who} must be a generator with one yield, which gives it what it wraps.")
-
-    wrapped = getattr(RunSpec, name.removeprefix(_WRAP))
+    wrapped = getattr(RunSpec, name.removeprefix(WRAP))
     check_answer = checked if _is_first_result(wrapped) or check is None else checked_each
 
     def ask_around(*given: Any) -> Generator[Any, Any, Any]:

@@ -2,11 +2,12 @@
 
 A policy is a frozen pydantic model: its fields are its parameters, unknown keys are errors. It keeps
 no run state; what it must remember lives in `state.memory(self)`. Every kind has one abstract method;
-the hooks of `hookspecs.RunSpec` may be defined besides, each a no-op where it is not.
+the hooks of `run_spec.RunSpec` may be defined besides, each a no-op where it is not.
 """
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from dllm_sampling.errors import ConfigurationError
+from dllm_sampling.policies.class_checks import check_keeps_nothing, check_methods
 from dllm_sampling.policies.named import Named
+from dllm_sampling.policies.run_spec import RunSpec, hook_names
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,10 +38,23 @@ LIFECYCLE = frozenset(
 class Policy(Named, ABC):
     """Settings that take part in a run. Subclass one of the kinds below, not this.
 
-    hooks: those of `hookspecs.RunSpec` that a policy of this kind answers; any may watch the lifecycle.
+    hooks: those of `run_spec.RunSpec` that a policy of this kind answers; any may watch the lifecycle.
+
+    Raises PluginError when a subclass is made: for a method whose name is nearly a hook's, for anything but a
+    method under a hook's name, and for attributes that could keep something from one run to the next.
     """
 
     hooks: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        bases = [base for base in cls.__mro__ if "kind" in vars(base) and Policy in base.__bases__]
+        if cls in bases or not bases:
+            return
+        answered = LIFECYCLE.union(*(base.hooks | _methods(base) for base in bases))
+        check_methods(cls, bases, hook_names(RunSpec), answered)
+        check_keeps_nothing(cls)
 
     def children(self) -> Iterator[tuple[str, Policy]]:
         """The policies held in this one's fields, with their path."""
@@ -71,6 +87,11 @@ class Policy(Named, ABC):
             elif isinstance(value, (list, tuple)):
                 update[field] = type(value)(v.detached() if isinstance(v, Policy) else v for v in value)
         return self.model_copy(update=update)
+
+
+def _methods(base: type[Policy]) -> set[str]:
+    """What the class of a kind defines for its policies to override."""
+    return {name for name, value in vars(base).items() if inspect.isfunction(value) and name[0] != "_"}
 
 
 class UnmaskingPolicy(Policy, ABC):
