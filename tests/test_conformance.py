@@ -47,6 +47,8 @@ VARIANTS = {
 }  # fmt: skip
 # A table of frequencies is a file.
 NEEDS_A_TABLE = "pc_sampler"
+# Their windows move on without starting a block: nothing is refreshed after the first forward.
+MOVE_ON = ("multi_block", "sliding")
 
 
 def variants(kind):
@@ -66,10 +68,11 @@ def built(base, name, given, folder):
     return resolve(base, {"name": name, **given})
 
 
-def conformance(suite, kind):
+def conformance(suite, kind, only=None, without=()):
     """The suite's class, once for every policy of its kind."""
+    chosen = [v for v in variants(kind) if v.values[0] not in without and v.values[0] in (only or v.values)]
 
-    @pytest.mark.parametrize(("name", "given"), list(variants(kind)))
+    @pytest.mark.parametrize(("name", "given"), chosen)
     class Test(suite):
         @pytest.fixture
         def policy(self, name, given, tmp_path):
@@ -81,7 +84,13 @@ def conformance(suite, kind):
 
 TestUnmasking = conformance(UnmaskingPolicyConformance, "unmasking")
 TestCaches = conformance(CachePolicyConformance, "cache")
-TestSchedules = conformance(BlockScheduleConformance, "schedule")
+TestSchedules = conformance(BlockScheduleConformance, "schedule", without=MOVE_ON)
+
+
+class TestSchedulesThatMoveOn(conformance(BlockScheduleConformance, "schedule", only=MOVE_ON)):
+    starts_blocks = False
+
+
 TestTransforms = conformance(LogitsTransformConformance, "transforms")
 
 

@@ -14,14 +14,14 @@ VOCABULARY = 64
 
 
 @functools.cache
-def tiny_model(seed: int = 0, sharpness: float = 8.0) -> Backbone:
+def tiny_model(seed: int = 0, sharpness: float = 8.0, vocabulary: int = VOCABULARY) -> Backbone:
     """A LLaDA of 2 layers and 64 tokens with random weights, the same for the same seed.
 
     The last id is the mask, the one before it ends a sequence. sharpness: the standard deviation of
     its logits, roughly.
     """
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -29,12 +29,12 @@ def tiny_model(seed: int = 0, sharpness: float = 8.0) -> Backbone:
         num_key_value_heads=2,
         max_position_embeddings=512,
         bos_token_id=None,
-        eos_token_id=VOCABULARY - 2,
-        pad_token_id=VOCABULARY - 2,
+        eos_token_id=vocabulary - 2,
+        pad_token_id=vocabulary - 2,
         use_cache=False,
     )
     config.is_causal = False
-    config.mask_token_id = VOCABULARY - 1
+    config.mask_token_id = vocabulary - 1
     model = LlamaForCausalLM._from_config(config, attn_implementation="sdpa")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
