@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import re
 import sys
 from dataclasses import replace
 from typing import ClassVar
@@ -483,9 +484,24 @@ def test_a_policy_that_fails_or_leaves_is_named(failure, slot, base, hook):
     path = f"{slot}[0]" if many else slot
     with pytest.raises(PluginError) as caught:
         run(**{slot: [policy] if many else policy})
-    assert str(caught.value).startswith(f"Adversary.{hook} ({path}) failed: ")
-    assert __file__ in str(caught.value)
-    assert "\n" not in str(caught.value)
+    first, *lines = str(caught.value).splitlines()
+    assert first.startswith(f"Adversary.{hook} ({path}) failed: ")
+    assert lines
+    assert all(re.fullmatch(r"\S*test_adversarial_plugins\.py, line \d+, in \S+: .+", line) for line in lines)
+    assert "FAILURES[failure]()" in str(caught.value)
+
+
+def test_the_lines_of_a_policy_that_another_one_calls_are_shown():
+    class Inner(UnmaskingPolicy):
+        name: ClassVar[str] = "inner"
+
+        def select(self, state, observation):
+            return observation.eligible[99]
+
+    with pytest.raises(PluginError) as caught:
+        run(unmasking={"name": "with_budget", "policy": Inner(), "k": 2})
+    assert str(caught.value).startswith("WithBudget.select (unmasking) failed: IndexError: ")
+    assert str(caught.value).splitlines()[-1].endswith("in select: return observation.eligible[99]")
 
 
 def test_the_user_may_interrupt_a_policy():

@@ -13,6 +13,7 @@ from dllm_sampling.errors import ConfigurationError, DllmSamplingError
 from dllm_sampling.inputs.messages import refuse_lone_surrogates
 from dllm_sampling.inputs.text_files import json_lines, read_text
 from dllm_sampling.loading.checkpoint import load_tokenizer
+from dllm_sampling.plugins.blame import Blame
 from dllm_sampling.plugins.discovery import registry
 from dllm_sampling.tasks import Task
 
@@ -58,7 +59,9 @@ def _texts(source: str) -> Iterator[str]:
             f"{source!r} is neither a file nor an installed task; tasks: {', '.join(tasks) or 'none'}."
         )
     task: Task = registry().build(tasks[source], source)
-    for example in task.examples():
+    with Blame(f"{type(task).__name__}.examples", task.examples):
+        examples = list(task.examples())
+    for example in examples:
         yield from _strings(example.prompt)
         yield example.answer
 

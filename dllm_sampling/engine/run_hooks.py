@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-import traceback
 from collections.abc import Callable, Generator, Iterator
-from types import SimpleNamespace, TracebackType
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pluggy
-import torch
 from torch import Tensor
 
 from dllm_sampling.config.sampler_settings import SamplerSettings
 from dllm_sampling.engine.answers import CHECKS, described
-from dllm_sampling.errors import DllmSamplingError, PluginError, unknown_name
+from dllm_sampling.errors import PluginError, unknown_name
+from dllm_sampling.plugins.blame import Blame
 from dllm_sampling.policies.class_checks import WRAP
 from dllm_sampling.policies.kinds import (
     KINDS,
@@ -289,7 +288,7 @@ def _asked(policy: Policy, path: str, name: str, arguments: tuple[str, ...]) -> 
     if not name.startswith(WRAP):
 
         def ask(*given: Any) -> Any:
-            with _Blamed(who, method):
+            with Blame(who, method):
                 return checked(method(*[given[place] for place in places]), given)
 
         return ask
@@ -298,7 +297,7 @@ def _asked(policy: Policy, path: str, name: str, arguments: tuple[str, ...]) -> 
     check_answer = checked if _is_first_result(wrapped) or check is None else checked_each
 
     def ask_around(*given: Any) -> Generator[Any, Any, Any]:
-        with _Blamed(who, method):
+        with Blame(who, method):
             return check_answer((yield from method(*[given[place] for place in places])), given)
 
     return ask_around
@@ -319,36 +318,6 @@ def _taken(method: Any, who: str, arguments: tuple[str, ...]) -> list[str]:
         elif parameter.default is parameter.empty:
             raise PluginError(f"{who}: " + unknown_name("argument", parameter.name, arguments))
     return taken
-
-
-class _Blamed:
-    """Turns what a plugin raises, `sys.exit` included, into an error with its name and place."""
-
-    def __init__(self, who: str, method: Any) -> None:
-        self._who = who
-        self._file = method.__func__.__code__.co_filename
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None or isinstance(error, _PASSED_ON):
-            return
-        frames = [f for f in traceback.extract_tb(trace) if f.filename == self._file]
-        where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-        raise PluginError(f"{self._who} failed: {_one_line(error)}{where}") from error
-
-
-# What says what to change by itself, or is not the plugin's doing.
-_PASSED_ON = (DllmSamplingError, torch.OutOfMemoryError, KeyboardInterrupt, GeneratorExit)
-
-
-def _one_line(error: BaseException) -> str:
-    try:
-        lines = str(error).strip().splitlines()
-    except Exception:  # noqa: BLE001 - an error that cannot be printed is still one to be named
-        lines = []
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 _BASE_METHODS = {

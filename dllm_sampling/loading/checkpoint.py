@@ -25,6 +25,7 @@ from dllm_sampling.errors import CheckpointError, ConfigurationError, unknown_na
 from dllm_sampling.loading.adapters import merge_adapter
 from dllm_sampling.loading.folder import checkpoint_folder
 from dllm_sampling.loading.placement import device_of, dtype_of, placement, quantization_of
+from dllm_sampling.plugins.blame import Blame
 from dllm_sampling.plugins.discovery import registry
 
 
@@ -81,11 +82,11 @@ def load_model(
     }
     try:
         with _quiet():
-            tokenizer = family.load_tokenizer(folder)
+            tokenizer = _asked(family, "load_tokenizer", folder)
         model, renaming = _load(family, folder, config, how, None if where else parsed)
         if adapter is not None:
             merge_adapter(model, adapter, renaming)
-        return family(family.finish(model), tokenizer, compile=compile)
+        return family(_asked(family, "finish", model), tokenizer, compile=compile)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
 
@@ -95,7 +96,7 @@ def load_tokenizer(source: str | Path | None = None, revision: str | None = None
     folder, _, family = _family(source, revision)
     try:
         with _quiet():
-            tokenizer = family.load_tokenizer(folder)
+            tokenizer = _asked(family, "load_tokenizer", folder)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     if tokenizer is None:
@@ -113,7 +114,7 @@ def _family(source: str | Path | None, revision: str | None) -> tuple[Path, dict
     if config is None:
         raise CheckpointError(f"{folder}: holds no config.json.")
     families = registry().classes("backbone")
-    family: type[Backbone] | None = next((f for f in families.values() if f.matches(config)), None)
+    family = next((f for f in families.values() if _asked(f, "matches", config)), None)
     if family is None:
         saved = ""
         if config.get("mask_token_id") is not None and config.get("is_causal") is False:
@@ -128,6 +129,13 @@ def _family(source: str | Path | None, revision: str | None) -> tuple[Path, dict
     return folder, config, family
 
 
+def _asked(family: type[Backbone], name: str, given: object) -> Any:
+    """What a family answers, its own code's errors told with its name."""
+    method = getattr(family, name)
+    with Blame(f"the model family {family.name!r}: {name}", method, CheckpointError):
+        return method(given)
+
+
 def _load(
     family: type[Backbone],
     folder: Path,
@@ -136,7 +144,7 @@ def _load(
     device: torch.device | None,
 ) -> tuple[PreTrainedModel, dict[str, str]]:
     """A model, and the renaming of its tensors."""
-    stock, stock_config, renaming = family.stock(config)
+    stock, stock_config, renaming = _asked(family, "stock", config)
     # A plain attribute that transformers reads at every forward: attention in both directions.
     stock_config.is_causal = False
     ends = _all_ends(folder, stock_config)

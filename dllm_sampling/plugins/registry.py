@@ -19,6 +19,7 @@ from dllm_sampling.errors import (
     told,
     unknown_name,
 )
+from dllm_sampling.plugins.blame import last_lines
 from dllm_sampling.plugins.discovery_spec import DiscoverySpec
 from dllm_sampling.policies.kinds import KINDS
 from dllm_sampling.policies.named import Named
@@ -161,6 +162,7 @@ class Registry:
             info = self._owners[base.kind, name]
             raise PluginError(
                 f"{title} {name!r} of plugin {info.name} ({info.source}) cannot be built: {told(error)}"
+                + "".join(f"\n{line}" for line in last_lines(cls, error.__traceback__))
             ) from error
 
     def add(self, info: PluginInfo, module: object) -> None:

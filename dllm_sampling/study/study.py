@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dllm_sampling.errors import ConfigurationError, DllmSamplingError, StudyError
+from dllm_sampling.plugins.blame import Blame
 from dllm_sampling.study import manifests, provenance
 from dllm_sampling.study.cells import Cell, Unit, cells_of, matching, units_of
 from dllm_sampling.study.code import digest
@@ -300,7 +301,8 @@ def _failed(cell: Cell, failure: CellFailure, progress: Progress) -> None:
 def _examples_of(entry: TaskEntry) -> Sequence[Example]:
     """A task's examples, its own code's errors told as ours."""
     try:
-        found = list(entry.task.examples())
+        with Blame(f"{type(entry.task).__name__}.examples", entry.task.examples, ConfigurationError):
+            found = list(entry.task.examples())
         wrong = next((example for example in found if not isinstance(example, Example)), None)
         if wrong is None:
             digest([[e.prompt, e.answer, dict(e.data)] for e in found])  # raises where it is no plain data

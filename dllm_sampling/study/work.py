@@ -19,6 +19,7 @@ from dllm_sampling.config.run_config import ModelSettings
 from dllm_sampling.engine import prompts
 from dllm_sampling.engine.sampler import Sampler
 from dllm_sampling.errors import PromptError
+from dllm_sampling.plugins.blame import Blame
 from dllm_sampling.state.result import GenerationResult
 from dllm_sampling.study.cells import Cell, Unit
 from dllm_sampling.tasks import Example
@@ -186,7 +187,8 @@ def scores(
     """Whether each text is right; CellFailure, with task and row, where the task's checker breaks."""
     found = []
     for place, text in zip(places, texts, strict=True):
-        with _failures_of_the_cell(f"{_row(cell, place)}, the checker"):
+        blame = Blame(f"{type(cell.checker).__name__}.is_correct", cell.checker.is_correct)
+        with _failures_of_the_cell(f"{_row(cell, place)}, the checker"), blame:
             found.append(bool(cell.checker.is_correct(text, examples[place])))
     return found
 
