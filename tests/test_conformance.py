@@ -7,14 +7,22 @@ import json
 import pytest
 
 from dllm_sampling import registry
+from dllm_sampling.backbones.dream import Dream
+from dllm_sampling.backbones.llada import LLaDA
+from dllm_sampling.bundled.file_task import FileTask
+from dllm_sampling.bundled.word_problems import WordProblems
+from dllm_sampling.loading import load_tokenizer
 from dllm_sampling.plugins.nested import resolve
 from dllm_sampling.testing import (
+    BackboneConformance,
     BlockScheduleConformance,
     CachePolicyConformance,
     LogitsTransformConformance,
+    TaskConformance,
     UnmaskingPolicyConformance,
     WrapperConformance,
 )
+from tests.folders import FAMILIES
 
 # Policies that need arguments, or more than one set of them.
 VARIANTS = {
@@ -99,3 +107,45 @@ class TestWrappers(WrapperConformance):
     @pytest.fixture
     def policy(self, name):
         return resolve(self.kind, name)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    return {name: make(tmp_path_factory.mktemp(name)) for name, make in FAMILIES.items()}
+
+
+class TestLLaDA(BackboneConformance):
+    family = LLaDA
+
+    @pytest.fixture
+    def checkpoint(self, checkpoints):
+        return checkpoints["llada"]
+
+
+class TestDream(BackboneConformance):
+    family = Dream
+
+    @pytest.fixture
+    def checkpoint(self, checkpoints):
+        return checkpoints["dream"]
+
+
+class TestWordProblems(TaskConformance):
+    @pytest.fixture
+    def task(self):
+        return WordProblems()
+
+    @pytest.fixture
+    def tokenizer(self):
+        return load_tokenizer()
+
+    def right(self, example):
+        return f"1 + 1 = 2 #### {example.answer}"
+
+
+class TestFileTask(TaskConformance):
+    @pytest.fixture
+    def task(self, tmp_path):
+        lines = [json.dumps({"q": f"What is {n} + {n}?", "a": str(2 * n)}) + "\n" for n in range(9)]
+        (tmp_path / "sums.jsonl").write_text("".join(lines))
+        return FileTask(path=str(tmp_path / "sums.jsonl"), prompt="{{ q }}", answer="{{ a }}", gen_length=8)

@@ -14,6 +14,7 @@ from dllm_sampling.testing.sync import SyncCounter
 from dllm_sampling.testing.tiny import tiny_model
 
 if TYPE_CHECKING:
+    from dllm_sampling.testing.backbone_conformance import BackboneConformance
     from dllm_sampling.testing.conformance import (
         BlockScheduleConformance,
         CachePolicyConformance,
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
         UnmaskingPolicyConformance,
         WrapperConformance,
     )
+    from dllm_sampling.testing.task_conformance import TaskConformance
 
 __all__ = [
+    "BackboneConformance",
     "BlockScheduleConformance",
     "CachePolicyConformance",
     "ChosenModel",
@@ -32,6 +35,7 @@ __all__ = [
     "ObserverConformance",
     "PolicyConformance",
     "SyncCounter",
+    "TaskConformance",
     "UnmaskingPolicyConformance",
     "WrapperConformance",
     "observe",
@@ -39,8 +43,12 @@ __all__ = [
 ]
 
 
+_SUITES = {"BackboneConformance": "backbone_conformance", "TaskConformance": "task_conformance"}
+
+
 def __getattr__(name: str) -> Any:
     # pytest is needed by those who run the checks alone.
     if name in __all__:
-        return getattr(importlib.import_module("dllm_sampling.testing.conformance"), name)
+        module = _SUITES.get(name, "conformance")
+        return getattr(importlib.import_module(f"dllm_sampling.testing.{module}"), name)
     raise AttributeError(f"module 'dllm_sampling.testing' has no attribute {name!r}")

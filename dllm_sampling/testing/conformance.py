@@ -43,13 +43,11 @@ from dllm_sampling.policies.kinds import (
 from dllm_sampling.state.decoding_state import DecodingState
 from dllm_sampling.state.observation import Observation
 from dllm_sampling.state.result import GenerationResult
-from dllm_sampling.testing.predictions import PREDICTIONS, predicting, tiny_with
+from dllm_sampling.testing.predictions import LENGTHS, PREDICTIONS, predicting, prompts_for, tiny_with
 from dllm_sampling.testing.sync import SyncCounter
 from dllm_sampling.testing.writes import watched
 
-_LENGTHS = (3, 9, 5)
 _GEN_LENGTH = 20
-_IDS = 9
 _BLOCKS = {"name": "fixed_blocks", "block_length": 8}
 # Of what `hashed` predicts it commits some, and leaves some to the engine.
 _RULE = {"name": "confidence_threshold", "threshold": 0.5}
@@ -174,7 +172,7 @@ class PolicyConformance:
     def test_it_keeps_no_state_between_runs(self, policy: Policy, predicted: Predicting) -> None:
         model, runs = predicted("hashed"), []
         settings, of_class = copy.deepcopy(vars(policy)), copy.deepcopy(_class_values(policy, self.kind))
-        prompts = _prompts(model)
+        prompts = prompts_for(model)
         for given, length in (
             (prompts, _GEN_LENGTH),
             (prompts[::-1], _GEN_LENGTH + 7),
@@ -239,10 +237,10 @@ class PolicyConformance:
         return Sampler(model, **given)
 
     def _decode(self, policy: Policy, model: Backbone, *, seed: int = 0, **more: Any) -> GenerationResult:
-        return self._sampler(policy, model, **more).generate(_prompts(model), _GEN_LENGTH, seed=seed)
+        return self._sampler(policy, model, **more).generate(prompts_for(model), _GEN_LENGTH, seed=seed)
 
     def _steps(self, policy: Policy, model: Backbone, **more: Any) -> Run:
-        return self._sampler(policy, model, **more).steps(_prompts(model), _GEN_LENGTH)
+        return self._sampler(policy, model, **more).steps(prompts_for(model), _GEN_LENGTH)
 
     def _rows(
         self, policy: Policy, model: Backbone, **more: Any
@@ -251,19 +249,19 @@ class PolicyConformance:
         others = "beside" if self.slot == "wrappers" else "wrappers"
         more[others] = [*self.settings.get("wrappers", ()), _Uneven()]
         together = self._decode(policy, model, **more)
-        for row, prompt in enumerate(_prompts(model)):
+        for row, prompt in enumerate(prompts_for(model)):
             alone = self._sampler(policy, model, **more).generate([prompt], _GEN_LENGTH, places=[row])
             yield row, alone, together
 
     def _check(self, policy: Policy, model: Backbone, **more: Any) -> None:
         """Decode, and look at what the engine promises of every result."""
         sampler = self._sampler(policy, model, **more)
-        result = sampler.generate(_prompts(model), _GEN_LENGTH)
+        result = sampler.generate(prompts_for(model), _GEN_LENGTH)
         unmasking = run_hooks.policies_of(sampler.settings).unmasking
         bound = unmasking.idle_steps(_GEN_LENGTH) + _GEN_LENGTH
         assert int(result.row_forwards.max()) <= bound, "a row took more steps than idle steps and targets."
         mask = model.facts.mask_token_id
-        for row, prompt in enumerate(_prompts(model)):
+        for row, prompt in enumerate(prompts_for(model)):
             given = result.sequences[row][:-_GEN_LENGTH][-len(prompt) :]
             assert given.tolist() == prompt, "the prompt changed."
         assert not (result.sequences[:, -_GEN_LENGTH:] == mask).any(), "masks are left in the text."
@@ -275,7 +273,7 @@ class _Uneven(Wrapper):
     name: ClassVar[str] = "uneven"
 
     def restrict(self, state: DecodingState, observation: Observation) -> Tensor:
-        slow = (state.valid.sum(1) == min(_LENGTHS) + _GEN_LENGTH) & (state.progress < 0.4)
+        slow = (state.valid.sum(1) == min(LENGTHS) + _GEN_LENGTH) & (state.progress < 0.4)
         return (observation.masked.cumsum(1) <= 1) | ~slow[:, None]
 
 
@@ -504,7 +502,7 @@ class ObserverConformance(PolicyConformance):
             model = predicted(name)
             with_it = self._decode(policy, model)
             alone = Sampler(model, **{**_settings(self._sampler(policy, model)), "observers": ()})
-            unwatched = alone.generate(_prompts(model), _GEN_LENGTH)
+            unwatched = alone.generate(prompts_for(model), _GEN_LENGTH)
             assert torch.equal(with_it.sequences, unwatched.sequences), (
                 "with the observer another text is written: it may read everything and change nothing."
             )
@@ -512,14 +510,6 @@ class ObserverConformance(PolicyConformance):
                 f"with the observer it takes {with_it.forwards} forwards and {unwatched.forwards} without: "
                 "it may read everything and change nothing."
             )
-
-
-def _prompts(model: Backbone) -> list[list[int]]:
-    """Prompts of different lengths, of the first ids that may be written and end nothing."""
-    facts = model.facts
-    ids = [i for i in facts.allowed.nonzero()[: _IDS + len(facts.eos_token_ids), 0].tolist()]
-    ids = [i for i in ids if i not in facts.eos_token_ids][:_IDS]
-    return [[ids[(i * 7 + j) % len(ids)] for j in range(n)] for i, n in enumerate(_LENGTHS)]
 
 
 def _settings(sampler: Sampler) -> dict[str, Any]:

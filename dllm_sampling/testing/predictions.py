@@ -90,3 +90,15 @@ def _facts_with(facts: ModelFacts, tokenizer: PreTrainedTokenizerBase | None) ->
     return dataclasses.replace(
         facts, tokenizer=tokenizer, mask_token_id=mask, eos_token_ids=tuple(sorted(ends)), allowed=allowed
     )
+
+
+LENGTHS = (3, 9, 5)
+_IDS = 9
+
+
+def prompts_for(model: Backbone) -> list[list[int]]:
+    """Prompts of different lengths, of the first ids that may be written and end nothing."""
+    facts = model.facts
+    ids = facts.allowed.nonzero()[: _IDS + len(facts.eos_token_ids), 0].tolist()
+    ids = [i for i in ids if i not in facts.eos_token_ids][:_IDS]
+    return [[ids[(i * 7 + j) % len(ids)] for j in range(n)] for i, n in enumerate(LENGTHS)]
