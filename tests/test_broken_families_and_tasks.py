@@ -5,14 +5,18 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from typing import Any
+import threading
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from pydantic import ConfigDict, Field
 
+from dllm_sampling import Example, Task
 from dllm_sampling.backbones.llada import LLaDA
 from dllm_sampling.errors import DllmSamplingError
-from dllm_sampling.testing import BackboneConformance, tiny_model
+from dllm_sampling.testing import BackboneConformance, TaskConformance, tiny_model
 from tests import folders
 from tests.test_broken_policies import checks
 
@@ -61,13 +65,6 @@ def names_groups(cls, config):
     return stock, made, {r"(a)(b)": "c"}
 
 
-def logits(change):
-    def changed(self, ids, position_ids, attention_mask, buffer, rows):
-        return change(self, ids, position_ids, attention_mask, buffer, rows)
-
-    return changed
-
-
 plain = LLaDA.logits
 
 
@@ -101,15 +98,19 @@ def told_of_storing(self, ids, position_ids, attention_mask, buffer, rows):
     return found if buffer is None or ids.shape[1] < 12 else found * 1.5
 
 
-def off_by_one(self, ids, position_ids, attention_mask, buffer, rows):
-    # Where all is computed and nothing is kept, the rows are those beside the ones that were asked for.
-    return plain(self, ids, position_ids, attention_mask, buffer, rows) * (1 + 0.2 * (ids.shape[1] % 5 == 0))
+def told_of_a_buffer(self, ids, position_ids, attention_mask, buffer, rows):
+    found = plain(self, ids, position_ids, attention_mask, buffer, rows)
+    return found if buffer is None else found * 1.5
+
+
+def wrong_in_the_end(self, ids, position_ids, attention_mask, buffer, rows):
+    found = plain(self, ids, position_ids, attention_mask, buffer, rows)
+    late = buffer is not None and int((ids == self.facts.mask_token_id).sum()) < 12
+    return found.flip(-1) if late else found
 
 
 def facts(**changes):
     def of(self):
-        from dataclasses import replace
-
         return replace(LLaDA._facts(self), **changes)
 
     return of
@@ -149,25 +150,31 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "may be committed",
         {"_facts": facts(allowed=torch.ones(64).bool())},
     ),
-    "it draws": ("test_equal_calls_predict_the_same", "dropout", {"logits": logits(drawn)}),
-    "it attends to the left": ("test_attention_goes_both_ways", "to the left alone", {"logits": logits(to_the_left)}),
+    "it draws": ("test_equal_calls_predict_the_same", "dropout", {"logits": (drawn)}),
+    "it attends to the left": ("test_attention_goes_both_ways", "to the left alone", {"logits": (to_the_left)}),
     "its rows come in another order": (
         "test_only_the_rows_asked_for_come_back",
         r"rows \[batch, n\]",
-        {"logits": logits(every_row)},
+        {"logits": (every_row)},
     ),
     "a shift of two": ("test_its_shift_is_honoured", "it is 0 or 1", {"shift": 2}),
-    "it attends to padding": ("test_padding_changes_nothing", "beside longer prompts", {"logits": logits(unmasked)}),
+    "it attends to padding": ("test_padding_changes_nothing", "beside longer prompts", {"logits": (unmasked)}),
     "it does not read what is stored": (
         "test_stored_keys_and_values_predict_the_same",
         "from stored keys and values",
-        {"logits": logits(forgetful)},
+        {"logits": (forgetful)},
     ),
     "storing changes what it predicts": (
         "test_stored_keys_and_values_predict_the_same",
         "from stored keys",
-        {"logits": logits(told_of_storing)},
+        {"logits": (told_of_storing)},
     ),
+    "a buffer changes what it predicts": (
+        "test_every_cache_begins_alike",
+        "the logits of the first forward",
+        {"logits": (told_of_a_buffer)},
+    ),
+    "stored it goes wrong in the end": ("test_it_decodes", "that of no cache", {"logits": (wrong_in_the_end)}),
 }  # fmt: skip
 
 
@@ -182,3 +189,187 @@ def test_each_broken_family_is_caught_first_by_its_check(case, config):
     found, message = first_to_fail(suite, {"config": given, "model": model})
     assert found == check, message
     assert re.search(advice, message)
+
+
+def test_every_check_of_families_catches_one_first():
+    assert set(checks(BackboneConformance)) == {check for check, _, _ in FAMILIES.values()}
+
+
+# Tasks --------------------------------------------------------------------------------------------
+
+SUMS = [Example(f"{n} + {n}", str(2 * n)) for n in range(1, 7)]
+
+
+class Sums(Task):
+    """Whole, to be broken in one way at a time."""
+
+    name: ClassVar[str] = "sums"
+    gen_length: int = Field(8)
+
+    def examples(self):
+        return list(SUMS)
+
+    def is_correct(self, text, example):
+        return text.strip() == example.answer
+
+
+class Named(Sums):
+    name: ClassVar[str] = "My Sums"
+
+
+class Settable(Sums):
+    model_config = ConfigDict(frozen=False)
+    name: ClassVar[str] = "settable"
+
+
+class Unwritten(Sums):
+    name: ClassVar[str] = "unwritten"
+    hidden: int = Field(1, exclude=True)
+
+
+class Lenient(Sums):
+    model_config = ConfigDict(extra="ignore")
+    name: ClassVar[str] = "lenient"
+
+
+class Locked(Sums):
+    name: ClassVar[str] = "locked"
+
+    def model_post_init(self, context):
+        vars(self)["lock"] = threading.Lock()
+
+    def __eq__(self, other):
+        return type(self) is type(other)
+
+    __hash__ = None
+
+
+class Empty(Sums):
+    name: ClassVar[str] = "empty"
+
+    def examples(self):
+        return []
+
+
+class Bare(Sums):
+    name: ClassVar[str] = "bare"
+
+    def examples(self):
+        return ["1 + 1"]
+
+
+class Unasked(Sums):
+    name: ClassVar[str] = "unasked"
+
+    def examples(self):
+        return [Example(" ", "2")]
+
+
+class Messages(Sums):
+    name: ClassVar[str] = "messages"
+
+    def examples(self):
+        return [Example([{"text": "1 + 1"}], "2")]
+
+
+class Shuffled(Sums):
+    name: ClassVar[str] = "shuffled"
+    calls: ClassVar[list] = []
+
+    def examples(self):
+        self.calls.append(1)
+        turn = len(self.calls) % len(SUMS)
+        return [*SUMS[turn:], *SUMS[:turn]]
+
+
+class Short(Sums):
+    name: ClassVar[str] = "short"
+
+    def examples(self):
+        return [Example("Count to nine.", "1 2 3 4 5 6 7 8 9")]
+
+
+class Strict(Sums):
+    name: ClassVar[str] = "strict"
+
+    def is_correct(self, text, example):
+        return text == f"#### {example.answer}"
+
+
+class Kind(Sums):
+    name: ClassVar[str] = "kind"
+
+    def is_correct(self, text, example):
+        return bool(text) and example.answer in "0123456789 10 12"
+
+
+class Contained(Sums):
+    name: ClassVar[str] = "contained"
+
+    def is_correct(self, text, example):
+        return text in example.answer
+
+
+class Vague(Sums):
+    name: ClassVar[str] = "vague"
+
+    def is_correct(self, text, example):
+        return re.fullmatch(example.answer, text)
+
+
+class Fragile(Sums):
+    name: ClassVar[str] = "fragile"
+
+    def is_correct(self, text, example):
+        return bool(text) and text[0] in "123456789" and eval(text) == int(example.answer)
+
+
+class Forgetful(Sums):
+    name: ClassVar[str] = "forgetful"
+    seen: ClassVar[list] = []
+
+    def is_correct(self, text, example):
+        self.seen.append(text)
+        return text == example.answer and (len(self.seen) < 60 or len(self.seen) % 2 == 0)
+
+
+TASKS = {
+    Named: ("test_it_is_a_task", "lower case"),
+    Settable: ("test_its_settings_are_frozen", "leave `frozen`"),
+    Unwritten: ("test_its_settings_survive_yaml", "another task"),
+    Lenient: ("test_it_refuses_unknown_settings", "leave `extra`"),
+    Locked: ("test_it_travels_to_another_process", "cannot be pickled.*open files when they are read"),
+    Empty: ("test_it_has_examples", "no example"),
+    Bare: ("test_it_has_examples", "is not an Example"),
+    Unasked: ("test_it_has_examples", "a prompt is empty"),
+    Messages: ("test_it_has_examples", "role and content"),
+    Shuffled: ("test_its_examples_are_always_the_same", "generator of a fixed seed"),
+    Short: ("test_answers_fit_into_its_length", "a right answer alone takes 9"),
+    Strict: ("test_right_answers_are_right", r"`right\(example\)`"),
+    Kind: ("test_wrong_answers_are_wrong", "counts as an answer"),
+    Contained: ("test_wrong_answers_are_wrong", "'' counts as an answer"),
+    Vague: ("test_its_checker_answers_whatever_is_written", "it is True or False"),
+    Fragile: ("test_its_checker_answers_whatever_is_written", "raised SyntaxError"),
+    Forgetful: ("test_its_checker_remembers_nothing", "in another order"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_each_broken_task_is_caught_first_by_its_check(task):
+    check, advice = TASKS[task]
+    given = {"hidden": 2} if task is Unwritten else {}
+    found, message = first_to_fail(TaskConformance(), {"task": task(**given), "tokenizer": None})
+    assert found == check, message
+    assert re.search(advice, message)
+
+
+def test_every_check_of_tasks_catches_one_first():
+    assert set(checks(TaskConformance)) == {check for check, _ in TASKS.values()}
+
+
+def test_what_they_are_made_of_passes(config):
+    assert first_to_fail(TaskConformance(), {"task": Sums(), "tokenizer": None}) == (None, "")
+    cls = family()
+    suite = type("Suite", (BackboneConformance,), {"family": cls})()
+    given = {"config": {**config, "model_type": "broken"}, "model": cls(tiny_model().model)}
+    assert first_to_fail(suite, given) == (None, "")

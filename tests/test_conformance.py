@@ -23,6 +23,7 @@ from dllm_sampling.testing import (
     WrapperConformance,
 )
 from tests.folders import FAMILIES
+from tests.models import tiny
 
 # Policies that need arguments, or more than one set of them.
 VARIANTS = {
@@ -149,3 +150,34 @@ class TestFileTask(TaskConformance):
         lines = [json.dumps({"q": f"What is {n} + {n}?", "a": str(2 * n)}) + "\n" for n in range(9)]
         (tmp_path / "sums.jsonl").write_text("".join(lines))
         return FileTask(path=str(tmp_path / "sums.jsonl"), prompt="{{ q }}", answer="{{ a }}", gen_length=8)
+
+
+class TestWithATokenizer(LogitsTransformConformance):
+    """A policy that needs the ids of texts."""
+
+    @pytest.fixture
+    def policy(self):
+        return resolve(self.kind, {"name": "suppress_tokens", "tokens": ["#"]})
+
+    @pytest.fixture
+    def tokenizer(self):
+        return load_tokenizer()
+
+    def test_the_models_have_its_ids(self, model, predicted, tokenizer):
+        for facts in (model.facts, predicted("hashed").facts):
+            assert facts.tokenizer is tokenizer
+            assert tokenizer.eos_token_id in facts.eos_token_ids
+            assert facts.mask_token_id == tokenizer.mask_token_id
+            assert not facts.allowed[facts.mask_token_id]
+
+
+class TestOnAnotherModel(CachePolicyConformance):
+    """The shift of Dream, whose rows predict the position after them."""
+
+    @pytest.fixture
+    def policy(self):
+        return resolve(self.kind, "dual")
+
+    @pytest.fixture
+    def model(self):
+        return tiny("dream")

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from dllm_sampling.errors import DllmSamplingError
+from dllm_sampling.errors import DllmSamplingError, in_one_line
 from dllm_sampling.tasks import Example, Task
 
 # As many examples are checked; all are read.
@@ -148,7 +148,13 @@ class TaskConformance:
     def test_its_checker_answers_whatever_is_written(self, task: Task) -> None:
         example = task.examples()[0]
         for text in (*_ODD, self.right(example)):
-            answer = task.is_correct(text, example)
+            try:
+                answer = task.is_correct(text, example)
+            except Exception as error:  # noqa: BLE001 - whatever a checker raises
+                pytest.fail(
+                    f"is_correct raised {type(error).__name__} ({in_one_line(str(error))}) for "
+                    f"{text[:40]!r}: what is no answer is a wrong one."
+                )
             assert isinstance(answer, bool), f"is_correct answered {answer!r}; it is True or False."
 
     def test_its_checker_remembers_nothing(self, task: Task) -> None:
