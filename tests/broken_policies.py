@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
@@ -72,7 +73,7 @@ def started(state, block):
 
 
 def plan_region(self, state):
-    memory, block = state.memory(self), block_of(state)
+    memory, block = state.shared(self), block_of(state)
     starts = memory.get("block") != block
     memory["block"] = block
     return region_of(state, block, starts_block=starts)
@@ -223,10 +224,10 @@ def an_observer_that_opens_targets():
     return {"block_started": lambda self, state: [state.masked.logical_or_(state.targets)]}
 
 
-@broken(OB, ONLY, r"wrote into (region.positions|state.columns)")
+@broken(OB, ONLY, r"wrote into (region.positions.columns|state.columns)")
 def an_observer_that_moves_positions():
     def block_finished(self, state, region):
-        region.positions.data[0, 0] += 1  # .data hides it from the tensor's version
+        region.positions.columns.data[0, 0] += 1  # .data hides it from the tensor's version
 
     return {"block_finished": block_finished}
 
@@ -349,7 +350,7 @@ def a_wrapper_that_counts_in_a_functools_cache():
 
     def restrict(self, state, observation):
         counted().append(1)
-        return observation.positions % 5 != len(counted()) % 5
+        return observation.positions.columns % 5 != len(counted()) % 5
 
     return {"restrict": restrict}
 
@@ -404,7 +405,7 @@ def a_rule_that_looks_at_its_batch():
 @broken(UP, MATES, "clocks from state.row_steps")
 def a_rule_that_counts_columns():
     def select(self, state, observation):
-        return top_k((observation.positions * 7919 % 31).float(), observation.eligible, 1)
+        return top_k((observation.positions.columns * 7919 % 31).float(), observation.eligible, 1)
 
     return {"select": select}
 
@@ -437,12 +438,12 @@ def a_schedule_by_batch_size():
 LEAVE = "test_rows_that_leave_take_their_memory_along"
 
 
-@broken(UP, LEAVE, "batch as their first dimension", first=True)
+@broken(UP, LEAVE, "follow the rows", first=True)
 def a_rule_whose_memory_stays_behind():
     def select(self, state, observation):
-        memory = state.memory(self)
+        memory = state.shared(self)
         if "pace" not in memory:
-            memory["pace"] = [int(n) // 2 % 3 + 1 for n in state.valid.sum(1)]  # a list: not re-indexed
+            memory["pace"] = [int(n) // 2 % 3 + 1 for n in state.valid.sum(1)]  # not re-indexed
         pace = torch.tensor(memory["pace"][: state.batch]).where(state.row_steps < 5, 1)
         return best(state, observation, pace)
 
@@ -502,7 +503,7 @@ def a_rule_that_waits_and_says_nothing():
 @broken(UP, WAITING, "leaves targets out")
 def a_rule_that_skips_targets():
     def select(self, state, observation):
-        position = state.gather(state.position_ids, observation.positions)
+        position = observation.positions.gather(state.position_ids)
         return observation.eligible & (position % 3 > 0)
 
     return {"select": select}
@@ -534,7 +535,7 @@ def a_cache_that_claims_a_refresh():
     def plan_forward(self, state, region):
         if region.starts_block:
             return ForwardPlan.full(state)
-        return ForwardPlan(region.span, refresh=True)
+        return ForwardPlan(region.positions, refresh=True)
 
     return {"plan_forward": plan_forward}
 
@@ -544,7 +545,7 @@ def a_cache_that_claims_a_refresh_of_each_row():
     def plan_forward(self, state, region):
         if region.starts_block:
             return ForwardPlan.full(state)
-        return ForwardPlan(region.span, refresh=torch.ones(state.batch).bool())
+        return ForwardPlan(region.positions, refresh=torch.ones(state.batch).bool())
 
     return {"plan_forward": plan_forward}
 
@@ -579,7 +580,7 @@ def a_schedule_that_offers_the_prompt():
     def plan_region_(self, state):
         block = block_of(state)
         start = state.first_target + block * SIZE
-        memory = state.memory(self)
+        memory = state.shared(self)
         starts, memory["block"] = memory.get("block") != block, block
         return Region.between(
             state, start - 1, min(start + SIZE, state.length), block=block, starts_block=starts
@@ -593,7 +594,7 @@ def a_schedule_that_goes_back():
     def plan_region_(self, state):
         last = (state.masked * state.columns).topk(SIZE).values.sort(1).values  # from the end of the text on
         positions = last.masked_fill(last == 0, -1)
-        return Region(positions, torch.zeros_like(positions), None, state.forward_index == 0)
+        return Region(positions, torch.zeros_like(positions), state.forward_index == 0)
 
     return {"plan_region": plan_region_}
 
@@ -602,7 +603,7 @@ def a_schedule_that_goes_back():
 def a_schedule_that_counts_backwards():
     def plan_region_(self, state):
         region = plan_region(self, state)
-        return Region(region.positions, 9 - region.blocks, region.span, region.starts_block)
+        return replace(region, blocks=9 - region.blocks)
 
     return {"plan_region": plan_region_}
 
@@ -611,7 +612,7 @@ def a_schedule_that_counts_backwards():
 def a_schedule_that_numbers_positions_backwards():
     def plan_region_(self, state):
         region = plan_region(self, state)
-        return Region(region.positions, 99 - region.positions, region.span, region.starts_block)
+        return replace(region, blocks=99 - region.positions.columns)
 
     return {"plan_region": plan_region_}
 
@@ -643,8 +644,8 @@ def a_schedule_that_plans_other_blocks():
 @broken(BS, "test_any_rule_can_fill_its_regions", "", first=True)
 def a_schedule_that_counts_on_commits_to_stay():
     def plan_region_(self, state):
-        before, left = state.memory(self).get("left"), state.carried(self)
-        state.memory(self)["left"] = left
+        before, left = state.shared(self).get("left"), state.carried(self)
+        state.shared(self)["left"] = left
         state.carry(self, state.masked.sum(1, keepdim=True))
         if before and len(before) == len(left) and before == left:
             raise IndexError("a step passed and nothing was done")

@@ -109,11 +109,14 @@ def wrong_in_the_end(self, ids, position_ids, attention_mask, buffer, rows):
     return found.flip(-1) if late else found
 
 
-def facts(**changes):
-    def of(self):
-        return replace(LLaDA._facts(self), **changes)
+def says(**changes):
+    """A loaded model that says other facts of itself."""
 
-    return of
+    def made(cls):
+        model = cls(tiny_model().model)
+        return model.with_facts(replace(model.facts, **changes))
+
+    return made
 
 
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -143,12 +146,12 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "refuse_unknown",
         {"stock": classmethod(passes_over)},
     ),
-    "another family loads it": ("test_load_model_finds_it", "made a LLaDA", {"model": lambda: tiny_model()}),
-    "the mask ends a text": ("test_its_ids_can_be_used", "ends a text too", {"_facts": facts(eos_token_ids=(63,))}),
+    "another family loads it": ("test_load_model_finds_it", "made a LLaDA", {"model": lambda cls: tiny_model()}),
+    "the mask ends a text": ("test_its_ids_can_be_used", "ends a text too", {"model": says(eos_token_ids=(63,))}),
     "the mask may be written": (
         "test_its_ids_can_be_used",
         "may be committed",
-        {"_facts": facts(allowed=torch.ones(64).bool())},
+        {"model": says(allowed=torch.ones(64).bool())},
     ),
     "it draws": ("test_equal_calls_predict_the_same", "dropout", {"logits": (drawn)}),
     "it attends to the left": ("test_attention_goes_both_ways", "to the left alone", {"logits": (to_the_left)}),
@@ -185,7 +188,7 @@ def test_each_broken_family_is_caught_first_by_its_check(case, config):
     given, made = {**config, "model_type": "broken", **space.pop("config", {})}, space.pop("model", None)
     cls = family(**space)
     suite = type("Suite", (BackboneConformance,), {"family": cls})()
-    model = made() if made else cls(tiny_model().model)
+    model = made(cls) if made else cls(tiny_model().model)
     found, message = first_to_fail(suite, {"config": given, "model": model})
     assert found == check, message
     assert re.search(advice, message)

@@ -66,8 +66,8 @@ def check_keeps_nothing(cls: type[BaseModel]) -> None:
     for name in cls.__private_attributes__:
         raise PluginError(
             f"{cls.__name__}.{name}: a policy keeps nothing itself, or one run would depend on the one "
-            "before. What a run remembers belongs into state.memory(self), which is empty at its start; a "
-            "constant is a ClassVar, or stands outside the class."
+            "before. What a run remembers belongs into state.memory(self) or state.shared(self), which are "
+            "empty at its start; a constant is a ClassVar, or stands outside the class."
         )
     for name, field in cls.model_fields.items():
         for kind in _types(field.annotation):

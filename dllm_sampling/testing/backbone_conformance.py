@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from dllm_sampling.backbones.base import Backbone
+from dllm_sampling.backbones.forward import forward
 from dllm_sampling.engine.sampler import Sampler
 from dllm_sampling.engine.step import Step
 from dllm_sampling.errors import CheckpointError
@@ -165,10 +166,10 @@ class BackboneConformance:
     def test_its_shift_is_honoured(self, model: Backbone) -> None:
         """Row i predicts position i + shift; the first token of a text is read off its own row."""
         step = self._first(model, batch_size=1)
-        tokens, positions = step.state.tokens, step.observation.positions
+        tokens, columns = step.state.tokens, step.observation.positions.columns
         every = self._rows(model, tokens, torch.arange(tokens.shape[1], device=tokens.device))
         assert self.family.shift in (0, 1), f"shift = {self.family.shift}; it is 0 or 1."
-        wanted = every.take_along_dim((positions - model.shift).clamp_min(0)[..., None], 1)
+        wanted = every.take_along_dim((columns - model.shift).clamp_min(0)[..., None], 1)
         self._close(step.observation.logits, wanted, "the logits that policies see")
 
     def test_padding_changes_nothing(self, model: Backbone) -> None:
@@ -184,8 +185,8 @@ class BackboneConformance:
         step = self._first(model)
         state, region, sampling = step.state, step.region, Sampling()
         buffer = model.new_buffer(state.length)
-        full = model.forward(state, region, ForwardPlan.full(state), buffer, sampling)
-        block = model.forward(state, region, ForwardPlan.window(state, region, 0, 0), buffer, sampling)
+        full = forward(model, state, region, ForwardPlan.full(state), buffer, sampling)
+        block = forward(model, state, region, ForwardPlan.window(state, region, 0, 0), buffer, sampling)
         self._close(
             block.observation.logits, full.observation.logits, "from stored keys and values, the logits"
         )
@@ -218,7 +219,8 @@ class BackboneConformance:
     def _first(model: Backbone, prompts: list[list[int]] | None = None, **settings: Any) -> Step:
         """The first step of a run."""
         given = {"cache": "none", "schedule": {"name": "fixed_blocks", "block_length": 8}, **settings}
-        return next(Sampler(model, **given).steps(prompts or prompts_for(model), _GEN_LENGTH))
+        with Sampler(model, **given).steps(prompts or prompts_for(model), _GEN_LENGTH) as run:
+            return next(run)
 
     @staticmethod
     @torch.no_grad()

@@ -197,7 +197,7 @@ class PolicyConformance:
         for row, alone, together in self._rows(policy, predicted("hashed"), stop_at_eos=False):
             assert torch.equal(alone.sequences[0][-_GEN_LENGTH:], together.sequences[row][-_GEN_LENGTH:]), (
                 f"row {row} is written differently alone and in a batch with shorter and longer prompts: "
-                "work along the region's dimension only, take positions from observation.positions, clocks "
+                "work along the region's dimension only, take positions from state.position_ids, clocks "
                 "from state.row_steps and state.block_steps, random numbers from state.uniform."
             )
             assert alone.row_forwards[0] == together.row_forwards[row], (
@@ -209,8 +209,8 @@ class PolicyConformance:
         """Rows end at different times here; what was remembered must follow the rows that stay."""
         for row, alone, together in self._rows(policy, predicted("leaving")):
             assert torch.equal(alone.sequences[0][-_GEN_LENGTH:], together.sequences[row][-_GEN_LENGTH:]), (
-                "a row is written differently once others have left: tensors in state.memory(self) need the "
-                "batch as their first dimension, and nothing else there may be counted by rows."
+                "a row is written differently once others have left: what is remembered of rows belongs into "
+                "state.memory(self), whose tensors follow the rows; state.shared(self) does not."
             )
 
     def test_it_waits_for_no_device(self, policy: Policy, model: Backbone) -> None:
@@ -399,15 +399,15 @@ class BlockScheduleConformance(PolicyConformance):
 
     def test_regions_hold_targets(self, policy: BlockSchedule, predicted: Predicting) -> None:
         for step in self._steps(policy, predicted("hashed")):
-            inside = step.region.positions >= 0
-            targets = step.state.gather(step.state.targets, step.region.positions)
-            assert (targets | ~inside).all(), "a region reaches beyond the targets."
+            positions = step.region.positions
+            targets = positions.gather(step.state.targets)
+            assert (targets | ~positions.inside).all(), "a region reaches beyond the targets."
             assert step.observation.masked.any(), "a region holds no open target of any row."
 
     def test_it_leaves_no_target_behind(self, policy: BlockSchedule, predicted: Predicting) -> None:
         for step in self._steps(policy, predicted("hashed"), unmasking={"name": "fixed_k", "k": 3}):
             state, seen = step.state, step.observation
-            columns = torch.where(seen.masked, seen.positions, state.length).amin(1)
+            columns = torch.where(seen.masked, seen.positions.columns, state.length).amin(1)
             first = torch.where(state.masked, state.columns, state.length).amin(1)
             behind = seen.masked.any(1) & (columns > first)
             assert not self.left_to_right or not behind.any(), (
@@ -420,8 +420,8 @@ class BlockScheduleConformance(PolicyConformance):
         for step in self._steps(policy, predicted("hashed"), batch_size=1):
             if step.state.forward_index == 0:
                 highest = -1
-            inside = step.region.positions[0] >= 0
-            places = step.region.positions[0][inside].argsort()
+            inside = step.region.positions.inside[0]
+            places = step.region.positions.columns[0][inside].argsort()
             blocks = step.region.blocks[0][inside][places]
             assert (blocks.diff() >= 0).all(), "a later position has a lower block: number them in order."
             assert int(blocks.max()) >= highest, "a later region has lower blocks: go on counting."
@@ -433,7 +433,7 @@ class BlockScheduleConformance(PolicyConformance):
             policy, predicted("hashed"), unmasking={"name": "fixed_k", "k": 3}, batch_size=1
         ):
             state, region = step.state, step.region
-            here = state.placed(torch.zeros_like(state.tokens), region.positions, 1).bool()
+            here = region.positions.mask(state.length)
             if before is not None and before.shape == here.shape and state.forward_index:
                 again = region.starts_block and torch.equal(before, here)
                 assert not again, (
@@ -455,7 +455,7 @@ class BlockScheduleConformance(PolicyConformance):
                 return
             if state.forward_index == 0:
                 blocks = torch.full_like(state.tokens, -1)
-            blocks = state.placed(blocks, region.positions, region.blocks)
+            blocks = region.positions.put(blocks, region.blocks)
             if _is_last(step):
                 counted = [
                     int((state.targets & (blocks == i)).sum()) for i in range(state.targets_in_block.shape[1])

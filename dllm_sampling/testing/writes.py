@@ -14,7 +14,14 @@ from torch import Tensor
 from dllm_sampling.policies.class_checks import WRAP
 from dllm_sampling.policies.kinds import Policy
 from dllm_sampling.policies.run_spec import RunSpec, hook_names
+from dllm_sampling.state.decision import Decision
+from dllm_sampling.state.decoding_state import DecodingState
 from dllm_sampling.state.observation import Observation
+from dllm_sampling.state.plan import ForwardPlan
+from dllm_sampling.state.positions import Positions
+from dllm_sampling.state.region import Region
+from dllm_sampling.state.result import GenerationResult
+from dllm_sampling.state.rows import RowTensors
 
 P = TypeVar("P", bound=Policy)
 _STATE = "dllm_sampling.state."
@@ -82,12 +89,14 @@ def _unchanged(who: str, given: Any, found: list[str]) -> Iterator[None]:
         if isinstance(value, Observation):  # computed when first asked for: now, so that they are seen too
             _ = value.tokens, value.log_confidence, value.margin, value.entropy
     before = [(path, tensor, tensor._version, tensor.clone()) for path, tensor in _tensors(given)]
-    yield
-    for path, tensor, version, value in before:
-        # The engine fills and restores columns of the logits itself: there the values alone count.
-        written = path != "observation.logits" and tensor._version != version
-        if written or not torch.equal(_bits(tensor), _bits(value)):
-            found.append(f"{who} wrote into {path}")
+    try:
+        yield
+    finally:  # a write is told also where what follows fails
+        for path, tensor, version, value in before:
+            # The engine fills and restores columns of the logits itself: there the values alone count.
+            written = path != "observation.logits" and tensor._version != version
+            if written or not torch.equal(_bits(tensor), _bits(value)):
+                found.append(f"{who} wrote into {path}")
 
 
 def _bits(values: Tensor) -> Tensor:
@@ -111,17 +120,18 @@ def _tensors(given: Any) -> Iterator[tuple[str, Tensor]]:
         elif isinstance(value, (tuple, list)):
             waiting += [(path, item) for item in value]
         elif type(value).__module__.startswith(_STATE):
-            owner = _NAMES.get(type(value).__name__, type(value).__name__)
+            owner = path if isinstance(value, Positions) else _NAMES.get(type(value), type(value).__name__)
             waiting += [(f"{owner}.{name.lstrip('_')}", item) for name, item in vars(value).items()]
         elif isinstance(value, Mapping) and (not path or path == "observation.branches"):
             waiting += [(path, item) for item in value.values()]
 
 
 _NAMES = {
-    "DecodingState": "state",
-    "Observation": "observation",
-    "Region": "region",
-    "ForwardPlan": "plan",
-    "Decision": "decision",
-    "GenerationResult": "result",
+    DecodingState: "state",
+    RowTensors: "state",
+    Observation: "observation",
+    Region: "region",
+    ForwardPlan: "plan",
+    Decision: "decision",
+    GenerationResult: "result",
 }
