@@ -400,7 +400,10 @@ def test_frequencies_are_counted_by_the_command_line(tmp_path):
     ids = [i for line in text.read_text().splitlines() for i in tokenizer(line)["input_ids"]]
     assert found["num_token"] == len(ids)
     assert {int(k): v for k, v in found["p_baseline_dict"].items()} == {i: ids.count(i) for i in set(ids)}
-    result = Sampler(load_model(), unmasking={"name": "pc_sampler", "frequencies": str(table)})
+    result = Sampler(
+        load_model(),
+        unmasking={"name": "fixed_k", "score": {"name": "pc_sampler", "frequencies": str(table)}},
+    )
     assert result.generate("Mia has 27 pens. Mia buys 5. How many pens?", 16).forwards <= 16
     failed = subprocess.run(
         [*command, "no_such_task", "-o", str(tmp_path / "x")], check=False, capture_output=True, text=True
@@ -421,8 +424,9 @@ def test_frequencies_are_counted_by_the_command_line(tmp_path):
 def test_a_table_that_does_not_fit_is_refused(tmp_path, content, message):
     path = tmp_path / "table.json"
     path.write_text(content)
+    score = {"name": "pc_sampler", "frequencies": str(path)}
     with pytest.raises(ConfigurationError, match=message):
-        Sampler(load_model(), unmasking={"name": "pc_sampler", "frequencies": str(path)}).generate("x", 8)
+        Sampler(load_model(), unmasking={"name": "fixed_k", "score": score}).generate("x", 8)
 
 
 def test_adablock_cuts_where_the_delimiter_is_surest():

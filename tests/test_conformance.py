@@ -12,16 +12,18 @@ from dllm_sampling.testing import (
     BlockScheduleConformance,
     CachePolicyConformance,
     LogitsTransformConformance,
+    ScoreConformance,
     UnmaskingPolicyConformance,
     WrapperConformance,
 )
 
 # Policies that need arguments, or more than one set of them.
 VARIANTS = {
-    "confidence_threshold": [{}, {"threshold": 0.3}],
-    "fixed_k": [{"k": 3}, {"steps": 9, "score": "entropy"}, {"score": "random"}, {"score": "margin"}],
-    "dream_schedule": [{"steps": 12}, {"steps": 30, "algorithm": "origin"}, {"steps": 9, "alg_temp": 0.5}],
-    "entropy_bound": [{}, {"gamma": 0.5, "order": "confidence"}, {"order": "margin"}],
+    "confidence_threshold": [{}, {"threshold": 0.3}, {"threshold": 0.3, "score": "random"}],
+    "fixed_k": [{"k": 3}, {"steps": 9, "score": "entropy"}],
+    "factor": [{}, {"score": "margin"}],
+    "dream_schedule": [{"steps": 12}, {"steps": 30, "alg": "origin"}, {"steps": 9, "alg_temp": 0.5}],
+    "entropy_bound": [{}, {"gamma": 0.5, "score": "confidence"}, {"score": "left_to_right"}],
     "klass": [{"threshold": 0.2, "kl": 5.0, "history": 1}],
     "early_commit": [{"policy": "fixed_k", "gaps": [3.0, 2.0, 1.0]}, {"policy": "saber", "answer_start": 9}],
     "sched": [{"policy": "fixed_k", "high": 3.0, "low": 1.0}, {"policy": "fixed_k", "stable": False, "steps": 20}],
@@ -51,9 +53,6 @@ NEEDS_A_TABLE = "pc_sampler"
 
 def variants(kind):
     for name in registry().classes(kind):
-        if name == "pc_sampler":
-            yield pytest.param(name, {"k": 2}, id=name)
-            continue
         for number, given in enumerate(VARIANTS.get(name, [{}])):
             yield pytest.param(name, given, id=f"{name}-{number}")
 
@@ -80,6 +79,7 @@ def conformance(suite, kind):
 
 
 TestUnmasking = conformance(UnmaskingPolicyConformance, "unmasking")
+TestScores = conformance(ScoreConformance, "score")
 TestCaches = conformance(CachePolicyConformance, "cache")
 TestSchedules = conformance(BlockScheduleConformance, "schedule")
 TestTransforms = conformance(LogitsTransformConformance, "transforms")

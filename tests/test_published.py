@@ -13,6 +13,7 @@ from dllm_sampling.strategies import (
     EarlyCommit,
     EntropyBound,
     EntropyThreshold,
+    FixedK,
     Frechet,
     Hierarchy,
     LocalLeap,
@@ -111,12 +112,11 @@ def test_pc_sampler_scores_as_recorded(tmp_path):
         tables.append(path)
     for case in cases:
         p = case["parameters"]
-        policy = PCSampler(
-            k=max(p["k"], 1), frequencies=tables[p["table"]], decay=p["lambda"], alpha=p["alpha"]
-        )
+        score = PCSampler(frequencies=tables[p["table"]], decay=p["lambda"], alpha=p["alpha"])
+        policy = FixedK(k=max(p["k"], 1), score=score)
         masked = torch.tensor([case["masked"]])
         state, observation = observe(with_mask(case["logits"])[None], masked=masked, policy=policy)
-        policy.begin(state, state.facts)
+        policy.score.begin(state, state.facts)
         picked = policy.select(state, observation)[0].nonzero()[:, 0].tolist()
         assert picked == sorted(case["commit"])
     assert len(cases) >= 50

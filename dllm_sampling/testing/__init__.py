@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         LogitsTransformConformance,
         ObserverConformance,
         PolicyConformance,
+        ScoreConformance,
         UnmaskingPolicyConformance,
         WrapperConformance,
     )
@@ -31,6 +32,7 @@ __all__ = [
     "LogitsTransformConformance",
     "ObserverConformance",
     "PolicyConformance",
+    "ScoreConformance",
     "SyncCounter",
     "UnmaskingPolicyConformance",
     "WrapperConformance",
