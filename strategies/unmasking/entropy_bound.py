@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -30,6 +31,6 @@ class EntropyBound(UnmaskingPolicy):
         places = rank.argsort(-1)
         entropy = observation.entropy.gather(-1, places)
         bound = entropy.cumsum(-1) - entropy.cummax(-1).values
-        passes = (bound <= self.gamma) & ordered.isfinite()
+        passes = (bound <= self.gamma) & (ordered > -torch.inf)
         passes[:, 0] = True  # a sum of one is its maximum, whatever rounding says
         return rank < largest(passes)
