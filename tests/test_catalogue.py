@@ -199,7 +199,10 @@ def decoded(cache, model=None, **more):
         ({"name": "windowed", "left": 500, "right": None}, "none"),
         ({"name": "windowed", "left": 0, "right": 0}, "dual"),
         ({"name": "windowed", "left": 0, "right": None}, "prefix"),
-        ({"name": "windowed", "interval": 1}, "none"),
+        ({"name": "interval", "policy": "windowed", "interval": 1}, "none"),
+        ({"name": "warmup", "policy": "dual", "forwards": 99}, "none"),
+        ({"name": "commit_refresh", "policy": "dual", "commits": 1}, "none"),
+        ({"name": "commit_refresh", "policy": "dual", "commits": 99}, "dual"),
         ({"name": "delayed", "interval": 1}, "none"),
         ({"name": "suffix_window", "policy": "none", "window": 500}, "none"),
         ({"name": "suffix_window", "policy": "dual", "window": 500}, "dual"),
@@ -245,7 +248,7 @@ def test_what_was_never_computed_is_never_seen():
 
 def test_a_refresh_by_commits_is_the_rows_own():
     """A row refreshes after its own commits, whatever its batch mates do."""
-    cache = {"name": "windowed", "left": 1, "right": 1, "commits": 5, "blocks": False}
+    cache = {"name": "commit_refresh", "commits": 5, "policy": {"name": "windowed", "left": 1, "right": 1}}
     rule = {"name": "confidence_threshold", "threshold": 0.35}
     prompts = prompts_of([4, 9, 7])
     settings = {"unmasking": rule, "cache": cache, "schedule": {"name": "sliding", "block_length": 8}}
@@ -453,11 +456,34 @@ def test_adablock_cuts_where_the_delimiter_is_surest():
 @pytest.mark.parametrize(
     "cache",
     [
-        {"name": "windowed", "left": 1, "right": 1, "commits": 5, "interval": 4, "blocks": False},
+        {
+            "name": "commit_refresh",
+            "commits": 5,
+            "policy": {
+                "name": "interval",
+                "interval": 4,
+                "policy": {"name": "windowed", "left": 1, "right": 1},
+            },
+        },
         {
             "name": "interval",
-            "policy": {"name": "windowed", "left": 1, "right": 1, "commits": 5},
             "interval": 4,
+            "policy": {"name": "commit_refresh", "commits": 5, "policy": {"name": "trailing", "left": 1}},
+        },
+        {
+            "name": "warmup",
+            "forwards": 3,
+            "policy": {"name": "commit_refresh", "commits": 4, "policy": "delayed"},
+        },
+        {
+            "name": "commit_refresh",
+            "commits": 4,
+            "policy": {"name": "suffix_window", "window": 4, "policy": "dual"},
+        },
+        {
+            "name": "suffix_window",
+            "window": 4,
+            "policy": {"name": "commit_refresh", "commits": 4, "policy": "trailing"},
         },
     ],
 )

@@ -80,7 +80,7 @@ class Counting(Score):
 
     def score(self, state, observation):
         odd = state.memory(self)["steps"] % 2 == 1
-        return observation.positions * torch.where(odd, 1.0, -1.0)[:, None]
+        return observation.positions.columns * torch.where(odd, 1.0, -1.0)[:, None]
 
     def committed(self, state, observation, decision):
         state.memory(self)["steps"] += 1
@@ -123,7 +123,7 @@ def test_a_plugin_offers_scores(tmp_path):
         "class Backwards(Score):\n"
         "    name: ClassVar[str] = 'backwards'\n"
         "    def score(self, state, observation):\n"
-        "        return observation.positions.float()\n"
+        "        return observation.positions.columns.float()\n"
         "def register_scores():\n    return [Backwards]\n"
     )
     found = load("strategies,caches,mine", str(tmp_path), strict=True)
