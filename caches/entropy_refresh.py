@@ -26,18 +26,15 @@ class EntropyRefresh(CachePolicy):
 
     def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan:
         uncertain = [bool(flag) for (flag,) in state.carried(self) or []]
-        if region.starts_block or not uncertain or all(uncertain):
+        if region.starts_block or not uncertain:
             return ForwardPlan.full(state)
         chosen = region.positions.mask(state.length) & state.masked
         # Positions of one forward have one number: the lower ones go first, in any batch.
         order = state.committed_at * state.length + state.length - 1 - state.columns
         latest = order.topk(min(self.recent, state.length), 1)
         chosen = Positions(latest.indices).put(chosen, True, latest.values >= 0)
-        if not any(uncertain):
-            width = min(state.length, region.width + self.recent)
-            return ForwardPlan.of(chosen, width)
-        rows = state.on_device(uncertain).bool()
-        return ForwardPlan.of(chosen | rows[:, None], state.length, refresh=rows)
+        width = min(state.length, region.width + self.recent)
+        return ForwardPlan.of(chosen, width).with_rows_refreshed(state, uncertain)
 
     def committed(self, state: DecodingState, observation: Observation, decision: Decision) -> None:
         worst = observation.entropy.masked_fill(~decision.commit, 0.0).amax(1, keepdim=True)

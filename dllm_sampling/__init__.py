@@ -25,6 +25,7 @@ _PUBLIC = {
     "ModelFacts": "state.facts",
     "NestedBlockSchedule": "plugins.nested",
     "NestedCachePolicy": "plugins.nested",
+    "NestedScore": "plugins.nested",
     "NestedUnmaskingPolicy": "plugins.nested",
     "Observation": "state.observation",
     "Observer": "policies.kinds",
@@ -38,6 +39,7 @@ _PUBLIC = {
     "Sampler": "engine.sampler",
     "SamplerSettings": "config.sampler_settings",
     "Sampling": "state.sampling",
+    "Score": "policies.kinds",
     "Step": "engine.step",
     "Study": "study",
     "StudyError": "errors",
@@ -52,6 +54,7 @@ _PUBLIC = {
     "or_the_best": "policies.selection",
     "realigned": "policies.selection",
     "registry": "plugins",
+    "reranked": "policies.selection",
     "top_k": "policies.selection",
 }
 
@@ -75,16 +78,30 @@ if TYPE_CHECKING:
     from dllm_sampling.integrations.transformers_generate import for_transformers
     from dllm_sampling.loading.checkpoint import load_model
     from dllm_sampling.plugins.discovery import registry
-    from dllm_sampling.plugins.nested import NestedBlockSchedule, NestedCachePolicy, NestedUnmaskingPolicy
+    from dllm_sampling.plugins.nested import (
+        NestedBlockSchedule,
+        NestedCachePolicy,
+        NestedScore,
+        NestedUnmaskingPolicy,
+    )
     from dllm_sampling.policies.kinds import (
         BlockSchedule,
         CachePolicy,
         LogitsTransform,
         Observer,
+        Score,
         UnmaskingPolicy,
         Wrapper,
     )
-    from dllm_sampling.policies.selection import in_order, largest, log_of, or_the_best, realigned, top_k
+    from dllm_sampling.policies.selection import (
+        in_order,
+        largest,
+        log_of,
+        or_the_best,
+        realigned,
+        reranked,
+        top_k,
+    )
     from dllm_sampling.state.decision import Decision
     from dllm_sampling.state.decoding_state import DecodingState
     from dllm_sampling.state.facts import ModelFacts
@@ -100,12 +117,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Backbone", "BlockSchedule", "CachePolicy", "CheckpointError", "ConfigurationError", "Decision",
     "DecodingError", "DecodingState", "DllmSamplingError", "Example", "ForwardPlan", "GenerationResult",
-    "LogitsTransform", "ModelFacts", "NestedBlockSchedule", "NestedCachePolicy",
+    "LogitsTransform", "ModelFacts", "NestedBlockSchedule", "NestedCachePolicy", "NestedScore",
     "NestedUnmaskingPolicy", "Observation", "Observer", "PluginError", "PluginWarning", "Positions",
     "PromptError",
-    "Region", "Run", "RunConfig", "Sampler", "SamplerSettings", "Sampling", "Step", "Study",
+    "Region", "Run", "RunConfig", "Sampler", "SamplerSettings", "Sampling", "Score", "Step", "Study",
     "StudyError", "Task", "UnmaskingPolicy", "Wrapper", "for_transformers", "in_order", "largest",
-    "load_model", "log_of", "or_the_best", "realigned", "registry", "top_k",
+    "load_model", "log_of", "or_the_best", "realigned", "registry", "reranked", "top_k",
 ]  # fmt: skip
 
 

@@ -126,6 +126,7 @@ METHODS: dict[str, tuple[str, str]] = {
         "Every step, after the forward, in the order of the config. Each gets the logits of the one before.",
         "It returns new logits and leaves the old ones as they are.",
     ),
+    "Score.score": ("Every step, when the rule that holds it ranks.", "Nothing."),
     "UnmaskingPolicy.idle_steps": ("Once a row, before the first forward.", "Nothing."),
 }
 

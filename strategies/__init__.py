@@ -1,4 +1,4 @@
-"""The plugin that ships with the engine: unmasking policies, block schedules, transforms, wrappers."""
+"""The plugin that ships with the engine: unmasking policies, scores, schedules, transforms, wrappers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from dllm_sampling.strategies.schedules.fixed_blocks import FixedBlocks
 from dllm_sampling.strategies.schedules.multi_block import MultiBlock
 from dllm_sampling.strategies.schedules.sliding import Sliding
 from dllm_sampling.strategies.schedules.whole_canvas import WholeCanvas
+from dllm_sampling.strategies.scores.confidence import Confidence
+from dllm_sampling.strategies.scores.entropy import Entropy
+from dllm_sampling.strategies.scores.left_to_right import LeftToRight
+from dllm_sampling.strategies.scores.margin import Margin
+from dllm_sampling.strategies.scores.pc_sampler import PCSampler
+from dllm_sampling.strategies.scores.random import Random
 from dllm_sampling.strategies.transforms.classifier_free_guidance import ClassifierFreeGuidance
 from dllm_sampling.strategies.transforms.credit import Credit
 from dllm_sampling.strategies.transforms.suppress_tokens import SuppressTokens
@@ -25,7 +31,6 @@ from dllm_sampling.strategies.unmasking.hierarchy import Hierarchy
 from dllm_sampling.strategies.unmasking.klass import Klass
 from dllm_sampling.strategies.unmasking.local_leap import LocalLeap
 from dllm_sampling.strategies.unmasking.p2 import P2
-from dllm_sampling.strategies.unmasking.pc_sampler import PCSampler
 from dllm_sampling.strategies.unmasking.remdm import ReMDM
 from dllm_sampling.strategies.unmasking.saber import Saber
 from dllm_sampling.strategies.unmasking.sched import SchED
@@ -34,13 +39,14 @@ from dllm_sampling.strategies.unmasking.with_budget import WithBudget
 from dllm_sampling.strategies.wrappers.eos_guard import EosGuard
 from dllm_sampling.strategies.wrappers.fast_dllm_dream import FastDllmDream
 
-from dllm_sampling import BlockSchedule, LogitsTransform, UnmaskingPolicy, Wrapper
+from dllm_sampling import BlockSchedule, LogitsTransform, Score, UnmaskingPolicy, Wrapper
 
 _UNMASKING: list[type[UnmaskingPolicy]] = [
     ConfidenceThreshold, Dilated, DreamSchedule, DynamicThreshold, EarlyCommit, EntropyBound,
-    EntropyThreshold, Factor, FirstOf, FixedK, Frechet, Hierarchy, Klass, LocalLeap, P2, PCSampler,
-    ReMDM, Saber, SchED, Union, WithBudget,
+    EntropyThreshold, Factor, FirstOf, FixedK, Frechet, Hierarchy, Klass, LocalLeap, P2, ReMDM,
+    Saber, SchED, Union, WithBudget,
 ]  # fmt: skip
+_SCORES: list[type[Score]] = [Confidence, Entropy, LeftToRight, Margin, PCSampler, Random]
 _SCHEDULES: list[type[BlockSchedule]] = [AdaBlock, FixedBlocks, MultiBlock, Sliding, WholeCanvas]
 _TRANSFORMS: list[type[LogitsTransform]] = [ClassifierFreeGuidance, Credit, SuppressTokens]
 _WRAPPERS: list[type[Wrapper]] = [EosGuard, FastDllmDream]
@@ -49,12 +55,14 @@ __all__ = [
     "P2",
     "AdaBlock",
     "ClassifierFreeGuidance",
+    "Confidence",
     "ConfidenceThreshold",
     "Credit",
     "Dilated",
     "DreamSchedule",
     "DynamicThreshold",
     "EarlyCommit",
+    "Entropy",
     "EntropyBound",
     "EntropyThreshold",
     "EosGuard",
@@ -66,9 +74,12 @@ __all__ = [
     "Frechet",
     "Hierarchy",
     "Klass",
+    "LeftToRight",
     "LocalLeap",
+    "Margin",
     "MultiBlock",
     "PCSampler",
+    "Random",
     "ReMDM",
     "Saber",
     "SchED",
@@ -83,6 +94,11 @@ __all__ = [
 def register_unmasking_policies() -> list[type[UnmaskingPolicy]]:
     """Unmasking policies."""
     return _UNMASKING
+
+
+def register_scores() -> list[type[Score]]:
+    """Scores, which rules rank by."""
+    return _SCORES
 
 
 def register_block_schedules() -> list[type[BlockSchedule]]:

@@ -78,7 +78,9 @@ def policy(rng, kind, depth=0):
 
 
 def _holds_others(cls):
-    return any("Nested" in repr((f.annotation, f.metadata)) for f in cls.model_fields.values())
+    """Whether it holds policies that may hold further ones."""
+    held = {m.kind.kind for f in cls.model_fields.values() for m in f.metadata if isinstance(m, Nested)}
+    return bool(held - {"score"}) or "Nested" in repr([f.annotation for f in cls.model_fields.values()])
 
 
 def _value(rng, annotation, metadata, depth):  # noqa: PLR0911 - one line a type

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from dllm_sampling.caches import (
+    CommitRefresh,
     Delayed,
     DualCache,
     EntropyRefresh,
@@ -20,6 +21,8 @@ from dllm_sampling.caches import (
     NoCache,
     PrefixCache,
     SuffixWindow,
+    Trailing,
+    WarmUp,
     Windowed,
 )
 from hypothesis import given, settings
@@ -27,7 +30,18 @@ from hypothesis import strategies as st
 
 from dllm_sampling import ConfigurationError, Sampler
 from dllm_sampling.state import noise
-from tests.slow import SCHEDULES, Drifting, Holes, Some, in_call_order, model, opened, rows_of, sure, texts
+from tests.slow import (
+    SCHEDULES,
+    Drifting,
+    Holes,
+    Some,
+    in_call_order,
+    model,
+    opened,
+    rows_of,
+    sure,
+    texts,
+)
 
 few = settings(max_examples=40)
 
@@ -243,41 +257,72 @@ def test_delayed(run, interval):
     walk(run, Delayed(interval=interval), expected)
 
 
-@given(
-    runs(),
-    st.integers(0, 5),
-    st.none() | st.integers(0, 5),
-    st.none() | st.integers(0, 3),
-    st.booleans(),
-    st.integers(0, 3),
-    st.booleans(),
-    st.none() | st.integers(1, 5),
-    st.none() | st.integers(1, 6),
-)
-@settings(max_examples=120)
-def test_windowed(run, left, right, delay, prompt, warmup, blocks, interval, commits):
+WRAPPED = {
+    "warmup": lambda policy, n: WarmUp(policy=policy, forwards=n),
+    "interval": lambda policy, n: IntervalRefresh(policy=policy, interval=n),
+    "commits": lambda policy, n: CommitRefresh(policy=policy, commits=n),
+}
+
+
+@st.composite
+def refreshes(draw):
+    """Refreshes around a cache policy, each at most once, in any order: `[(which, its number), ...]`."""
+    chosen = draw(st.lists(st.sampled_from(sorted(WRAPPED)), unique=True))
+    return [(which, draw(st.integers(1, 6))) for which in chosen]
+
+
+def refreshed(inner, around):
+    """The slow version of a plan with refreshes around it: any of them refreshes the row."""
+    numbers = dict(around)
+
     def expected(seen):
         memory = seen.memory
         memory["commits"] = memory.get("commits", 0) + seen.commits
+        plan = inner(seen)
+        every = seen.steps < numbers.get("warmup", 0)
+        every = every or ("interval" in numbers and seen.i % numbers["interval"] == 0)
+        if every or memory["commits"] >= numbers.get("commits", math.inf):
+            plan = full(seen)
+        if seen.works and plan.whole(seen):  # nothing of a row that waits is kept: it is still due
+            memory["commits"] = 0
+        return plan
+
+    return expected
+
+
+def around_it(policy, around):
+    for which, number in around:
+        policy = WRAPPED[which](policy, number)
+    return policy
+
+
+@given(runs(), st.integers(0, 5), st.none() | st.integers(0, 5), refreshes())
+@settings(max_examples=80)
+def test_windowed(run, left, right, around):
+    policy = around_it(Windowed(left=left, right=right), around)
+    walk_rows(
+        run,
+        policy,
+        refreshed(lambda seen: full(seen) if seen.starts else Plan(span(seen, left, right)), around),
+    )
+
+
+@given(
+    runs(), st.integers(0, 5), st.none() | st.integers(0, 5), st.integers(0, 3), st.booleans(), refreshes()
+)
+@settings(max_examples=120)
+def test_trailing(run, left, right, delay, prompt, around):
+    def inner(seen):
         start = min(seen.region, default=seen.length)
-        before, memory["start"] = memory.get("start", start), start
-        due = commits is not None and seen.written is not None and memory["commits"] >= commits
-        every = seen.forward == 0 or seen.steps < warmup or (blocks and seen.starts)
-        every = every or (interval is not None and seen.i % interval == 0)
-        if every or due:
-            if seen.works:  # nothing of a row that waits is kept: it is still due
-                memory["commits"] = 0
+        before, seen.memory["start"] = seen.memory.get("start", start), start
+        if seen.starts:
             return full(seen)
-        low = start - left if delay is None else min(start - left, before - delay)
-        low = max(low, 0 if prompt else seen.first)
+        low = max(min(start - left, before - delay), 0 if prompt else seen.first)
         high = seen.length if right is None else max(seen.region) + 1 + right
         return Plan(set(range(low, min(high, seen.length))))
 
-    policy = Windowed(
-        left=left, right=right, delay=delay, prompt=prompt, warmup=warmup,
-        blocks=blocks, interval=interval, commits=commits,
-    )  # fmt: skip
-    walk_rows(run, policy, expected)
+    policy = around_it(Trailing(left=left, right=right, delay=delay, prompt=prompt), around)
+    walk_rows(run, policy, refreshed(inner, around))
 
 
 def walk_rows(run, cache, expected):
@@ -493,7 +538,7 @@ def test_two_visible_sets_are_both_kept():
     assert step.plan.refresh
 
 
-@pytest.mark.parametrize("cache", [DualCache(), Windowed(left=0, right=0, prompt=False)])
+@pytest.mark.parametrize("cache", [DualCache(), Windowed(left=0, right=0), Trailing(left=0, prompt=False)])
 def test_the_window_of_a_region_with_gaps_reaches_its_last_position(cache):
     run = {
         "model": model(),
@@ -504,3 +549,50 @@ def test_the_window_of_a_region_with_gaps_reaches_its_last_position(cache):
     for step in opened(run, cache=cache):
         for (_, seen), plan in zip(seen_of(step, {}, {}), planned(step), strict=True):
             assert set(seen.region) <= plan.columns
+
+
+def test_a_row_that_waited_has_all_of_its_warm_up():
+    """Its clock stands still meanwhile; a row beside it that is done with it does not end it."""
+    run = {
+        "model": model(),
+        "lengths": [4, 4, 4],
+        "gen_length": 12,
+        "settings": {
+            "schedule": {"name": "fixed_blocks", "block_length": 4},
+            "unmasking": Some(seed=1, share=0.4),
+            "stop_at_eos": False,
+        },
+    }
+    steps, lengths, refreshes = opened(run, cache=WarmUp(policy=DualCache(), forwards=5)), set(), {}
+    for step in steps:
+        state, active = step.state, step.observation.masked.any(1).tolist()
+        lengths.add(tuple(state.row_steps.tolist()))
+        for row, now, plan, works in zip(
+            state.rows, state.row_steps.tolist(), planned(step), active, strict=True
+        ):
+            assert plan.refresh == (now < 5 or step.region.starts_block) or not works
+            refreshes[row] = refreshes.get(row, 0) + (works and plan.refresh)
+    assert any(len(set(clocks)) > 1 and min(clocks) < 5 <= max(clocks) for clocks in lengths)
+    assert steps.result.row_refreshes.tolist() == in_call_order({"sizes": [4] * 3}, refreshes)
+
+
+def test_a_row_that_is_refreshed_sees_all_that_it_computes():
+    """The window of a policy inside is not that of a refresh around it."""
+    inner = SuffixWindow(policy=DualCache(), window=1, tail=0)
+    run = {
+        "model": model(),
+        "lengths": [4, 4, 4],
+        "gen_length": 16,
+        "settings": {
+            "schedule": {"name": "sliding", "block_length": 4},
+            "unmasking": Some(seed=1, share=0.4),
+            "stop_at_eos": False,
+        },
+    }
+    partial = 0
+    for step in opened(run, cache=CommitRefresh(policy=inner, commits=3)):
+        refreshed = [plan.columns == set(range(step.state.length)) for plan in planned(step)]
+        partial += any(refreshed) and not all(refreshed)
+        for plan in planned(step):
+            assert plan.visible is None or plan.columns <= plan.visible
+    assert partial > 2

@@ -199,7 +199,10 @@ def decoded(cache, model=None, **more):
         ({"name": "windowed", "left": 500, "right": None}, "none"),
         ({"name": "windowed", "left": 0, "right": 0}, "dual"),
         ({"name": "windowed", "left": 0, "right": None}, "prefix"),
-        ({"name": "windowed", "interval": 1}, "none"),
+        ({"name": "interval", "policy": "windowed", "interval": 1}, "none"),
+        ({"name": "warmup", "policy": "dual", "forwards": 99}, "none"),
+        ({"name": "commit_refresh", "policy": "dual", "commits": 1}, "none"),
+        ({"name": "commit_refresh", "policy": "dual", "commits": 99}, "dual"),
         ({"name": "delayed", "interval": 1}, "none"),
         ({"name": "suffix_window", "policy": "none", "window": 500}, "none"),
         ({"name": "suffix_window", "policy": "dual", "window": 500}, "dual"),
@@ -245,7 +248,7 @@ def test_what_was_never_computed_is_never_seen():
 
 def test_a_refresh_by_commits_is_the_rows_own():
     """A row refreshes after its own commits, whatever its batch mates do."""
-    cache = {"name": "windowed", "left": 1, "right": 1, "commits": 5, "blocks": False}
+    cache = {"name": "commit_refresh", "commits": 5, "policy": {"name": "windowed", "left": 1, "right": 1}}
     rule = {"name": "confidence_threshold", "threshold": 0.35}
     prompts = prompts_of([4, 9, 7])
     settings = {"unmasking": rule, "cache": cache, "schedule": {"name": "sliding", "block_length": 8}}
@@ -400,7 +403,10 @@ def test_frequencies_are_counted_by_the_command_line(tmp_path):
     ids = [i for line in text.read_text().splitlines() for i in tokenizer(line)["input_ids"]]
     assert found["num_token"] == len(ids)
     assert {int(k): v for k, v in found["p_baseline_dict"].items()} == {i: ids.count(i) for i in set(ids)}
-    result = Sampler(load_model(), unmasking={"name": "pc_sampler", "frequencies": str(table)})
+    result = Sampler(
+        load_model(),
+        unmasking={"name": "fixed_k", "score": {"name": "pc_sampler", "frequencies": str(table)}},
+    )
     assert result.generate("Mia has 27 pens. Mia buys 5. How many pens?", 16).forwards <= 16
     failed = subprocess.run(
         [*command, "no_such_task", "-o", str(tmp_path / "x")], check=False, capture_output=True, text=True
@@ -421,8 +427,9 @@ def test_frequencies_are_counted_by_the_command_line(tmp_path):
 def test_a_table_that_does_not_fit_is_refused(tmp_path, content, message):
     path = tmp_path / "table.json"
     path.write_text(content)
+    score = {"name": "pc_sampler", "frequencies": str(path)}
     with pytest.raises(ConfigurationError, match=message):
-        Sampler(load_model(), unmasking={"name": "pc_sampler", "frequencies": str(path)}).generate("x", 8)
+        Sampler(load_model(), unmasking={"name": "fixed_k", "score": score}).generate("x", 8)
 
 
 def test_adablock_cuts_where_the_delimiter_is_surest():
@@ -449,11 +456,34 @@ def test_adablock_cuts_where_the_delimiter_is_surest():
 @pytest.mark.parametrize(
     "cache",
     [
-        {"name": "windowed", "left": 1, "right": 1, "commits": 5, "interval": 4, "blocks": False},
+        {
+            "name": "commit_refresh",
+            "commits": 5,
+            "policy": {
+                "name": "interval",
+                "interval": 4,
+                "policy": {"name": "windowed", "left": 1, "right": 1},
+            },
+        },
         {
             "name": "interval",
-            "policy": {"name": "windowed", "left": 1, "right": 1, "commits": 5},
             "interval": 4,
+            "policy": {"name": "commit_refresh", "commits": 5, "policy": {"name": "trailing", "left": 1}},
+        },
+        {
+            "name": "warmup",
+            "forwards": 3,
+            "policy": {"name": "commit_refresh", "commits": 4, "policy": "delayed"},
+        },
+        {
+            "name": "commit_refresh",
+            "commits": 4,
+            "policy": {"name": "suffix_window", "window": 4, "policy": "dual"},
+        },
+        {
+            "name": "suffix_window",
+            "window": 4,
+            "policy": {"name": "commit_refresh", "commits": 4, "policy": "trailing"},
         },
     ],
 )

@@ -43,14 +43,14 @@ def test_the_pages_are_those_of_the_code():
 
 
 def test_a_page_says_what_the_class_says():
-    page = catalogue.pages(None)["windowed.md"]
+    page = catalogue.pages(None)["trailing.md"]
     for said in (
-        "Cache policy. Recompute the region with some positions on both sides",
+        "Cache policy. Recompute the region, and what it has just left once more with its tokens.",
         "[min(s - left, s' - delay), e + right)",
-        "| `left` | integer >= 0 | `16` | Positions before the region. |",
-        "| `commits` | integer >= 1 or none | none | Refresh after so many commits. |",
+        "| `left` | integer >= 0 | `24` | Positions before the region. |",
+        "| `right` | integer >= 0 or none | `0` | Positions after it; none for all there are. |",
         "Stored keys and values",
-        "dInfer's vicinity refresh",
+        "DSB-cache (arXiv:2602.05992)",
         "@misc{luo2026dsb,",
     ):
         assert said in page
@@ -137,15 +137,15 @@ def test_the_entries_are_uniform_and_all_of_them_are_used():
 
 
 def test_the_command_prints_entries():
-    done = run("strategies", "windowed", "--bibtex")
+    done = run("strategies", "trailing", "--bibtex")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("@misc{") == 3
-    for key in ("ma2025dinfer", "luo2026dsb", "shu2026dcd"):
+    assert done.stdout.count("@misc{") == 2
+    for key in ("luo2026dsb", "shu2026dcd"):
         assert key in done.stdout
     every = run("strategies", "--bibtex")
     assert every.stdout.count("@misc{") == len(references.shipped())
-    without = run("strategies", "windowed")
-    assert "left (integer >= 0; default 16)" in without.stdout
+    without = run("strategies", "trailing")
+    assert "left (integer >= 0; default 24)" in without.stdout
     assert "@misc" not in without.stdout
 
 

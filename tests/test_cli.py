@@ -65,7 +65,11 @@ def test_generate_json_from_stdin_with_overrides():
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     data = json.loads(done.stdout)
-    assert data["config"]["sampler"]["unmasking"] == {"name": "confidence_threshold", "threshold": 0.8}
+    assert data["config"]["sampler"]["unmasking"] == {
+        "name": "confidence_threshold",
+        "threshold": 0.8,
+        "score": {"name": "confidence"},
+    }
     assert data["config"]["sampler"]["schedule"]["block_length"] == 16
     assert data["config"]["seed"] == 3
     assert len(data["results"]) == 2
@@ -189,7 +193,7 @@ def test_strategies_lists_every_policy():
     text = forked("strategies").stdout
     assert all(name in text for name in entries)
     one = forked("strategies", "fixed_k").stdout
-    assert "confidence | margin | entropy | random" in one
+    assert "score (score; default confidence)" in one
     assert "2502.09992" in one
 
 

@@ -75,7 +75,11 @@ def test_an_override_of_a_nested_policy_given_by_name():
     )
     assert run.to_dict()["sampler"]["cache"]["policy"] == {"name": "dual"}
     run = RunConfig.of({"sampler": {"unmasking": "factor"}}, overrides=["unmasking.factor=2"])
-    assert run.to_dict()["sampler"]["unmasking"] == {"name": "factor", "factor": 2.0}
+    assert run.to_dict()["sampler"]["unmasking"] == {
+        "name": "factor",
+        "factor": 2.0,
+        "score": {"name": "confidence"},
+    }
 
 
 @pytest.mark.parametrize(

@@ -245,8 +245,11 @@ def test_an_answer_beyond_the_targets():
             "eps=1",
             "unknown setting 'eps': it is a parameter of unmasking policy 'dream_schedule', not chosen here.",
         ),
-        ("unmasking=pc_sampler", "`dllm-sampling frequencies`"),
-        ("unmasking={name: pc_sampler, frequencies: /no/file}", "`dllm-sampling frequencies`"),
+        ("unmasking={name: fixed_k, score: pc_sampler}", "`dllm-sampling frequencies`"),
+        (
+            "unmasking={name: fixed_k, score: {name: pc_sampler, frequencies: /no/file}}",
+            "`dllm-sampling frequencies`",
+        ),
         ("=", "written key=value"),
         ("a=", "override 'a=' has no value"),
         ("a..b=1", "written key=value"),

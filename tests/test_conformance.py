@@ -18,6 +18,7 @@ from dllm_sampling.testing import (
     BlockScheduleConformance,
     CachePolicyConformance,
     LogitsTransformConformance,
+    ScoreConformance,
     TaskConformance,
     UnmaskingPolicyConformance,
     WrapperConformance,
@@ -27,10 +28,11 @@ from tests.models import tiny
 
 # Policies that need arguments, or more than one set of them.
 VARIANTS = {
-    "confidence_threshold": [{}, {"threshold": 0.3}],
-    "fixed_k": [{"k": 3}, {"steps": 9, "score": "entropy"}, {"score": "random"}, {"score": "margin"}],
-    "dream_schedule": [{"steps": 12}, {"steps": 30, "algorithm": "origin"}, {"steps": 9, "alg_temp": 0.5}],
-    "entropy_bound": [{}, {"gamma": 0.5, "order": "confidence"}, {"order": "margin"}],
+    "confidence_threshold": [{}, {"threshold": 0.3}, {"threshold": 0.3, "score": "random"}],
+    "fixed_k": [{"k": 3}, {"steps": 9, "score": "entropy"}],
+    "factor": [{}, {"score": "margin"}],
+    "dream_schedule": [{"steps": 12}, {"steps": 30, "alg": "origin"}, {"steps": 9, "alg_temp": 0.5}],
+    "entropy_bound": [{}, {"gamma": 0.5, "score": "confidence"}, {"score": "left_to_right"}],
     "klass": [{"threshold": 0.2, "kl": 5.0, "history": 1}],
     "early_commit": [{"policy": "fixed_k", "gaps": [3.0, 2.0, 1.0]}, {"policy": "saber", "answer_start": 9}],
     "sched": [{"policy": "fixed_k", "high": 3.0, "low": 1.0}, {"policy": "fixed_k", "stable": False, "steps": 20}],
@@ -40,11 +42,10 @@ VARIANTS = {
     "union": [{"policies": ["klass", "local_leap"]}],
     "with_budget": [{"policy": {"name": "confidence_threshold", "threshold": 0.2}, "k": 2}],
     "interval": [{"policy": "dual", "interval": 3}],
-    "windowed": [
-        {"left": 2, "right": 3},
-        {"left": 2, "right": 0, "delay": 1, "commits": 5, "blocks": False},
-        {"left": 0, "right": None, "prompt": False, "warmup": 2, "interval": 4},
-    ],
+    "windowed": [{"left": 2, "right": 3}, {"left": 0, "right": None}],
+    "trailing": [{"left": 2}, {"left": 0, "right": None, "delay": 1, "prompt": False}],
+    "commit_refresh": [{"policy": {"name": "trailing", "left": 2}, "commits": 5}],
+    "warmup": [{"policy": "dual", "forwards": 2}],
     "delayed": [{"interval": 3}],
     "entropy_refresh": [{"recent": 4, "threshold": 0.5}],
     "suffix_window": [{"policy": "dual", "window": 4}, {"policy": "none", "window": 6, "tail": 0, "decay": 2.0}],
@@ -62,9 +63,6 @@ MOVE_ON = ("multi_block", "sliding")
 
 def variants(kind):
     for name in registry().classes(kind):
-        if name == "pc_sampler":
-            yield pytest.param(name, {"k": 2}, id=name)
-            continue
         for number, given in enumerate(VARIANTS.get(name, [{}])):
             yield pytest.param(name, given, id=f"{name}-{number}")
 
@@ -92,6 +90,7 @@ def conformance(suite, kind, only=None, without=()):
 
 
 TestUnmasking = conformance(UnmaskingPolicyConformance, "unmasking")
+TestScores = conformance(ScoreConformance, "score")
 TestCaches = conformance(CachePolicyConformance, "cache")
 TestSchedules = conformance(BlockScheduleConformance, "schedule", without=MOVE_ON)
 

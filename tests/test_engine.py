@@ -31,8 +31,8 @@ UNMASKING = [
     {"name": "fixed_k", "k": 3},
     {"name": "fixed_k", "steps": 9, "score": "random"},
     {"name": "fixed_k", "k": 2, "score": "entropy"},
-    {"name": "dream_schedule", "steps": 7, "algorithm": "topk_margin"},
-    {"name": "dream_schedule", "steps": 6, "algorithm": "origin"},
+    {"name": "dream_schedule", "steps": 7, "alg": "topk_margin"},
+    {"name": "dream_schedule", "steps": 6, "alg": "origin"},
 ]
 CACHES = ["none", "prefix", "dual", {"name": "interval", "policy": "dual", "interval": 3}]
 BLOCKS = {"name": "fixed_blocks", "block_length": 8}
@@ -752,7 +752,7 @@ def test_equal_policies_in_two_slots_do_not_share_memory():
 
 
 def test_dream_schedule_is_idle_as_published():
-    policy = DreamSchedule(steps=16, algorithm="maskgit_plus")
+    policy = DreamSchedule(steps=16, alg="maskgit_plus")
     result = Sampler(hashed(), unmasking=policy, schedule="whole_canvas", stop_at_eos=False).generate(
         [[1]], gen_length=16
     )

@@ -88,10 +88,10 @@ def check_dream(model, data, case, transforms):
             stop_at_eos=False,
         )
     else:
-        keys = ("algorithm", "steps", "eps")
+        schedule = {"alg": case["algorithm"], "steps": case["steps"], "eps": case["eps"]}
         sampler = Sampler(
             model,
-            unmasking={"name": "dream_schedule"} | {key: case[key] for key in keys},
+            unmasking={"name": "dream_schedule"} | schedule,
             schedule="whole_canvas",
             transforms=transforms,
             sampling={"confidence": "filtered"},

@@ -440,7 +440,7 @@ def test_what_is_committed_counts_as_fresh_only_where_it_was_computed():
 
 
 def test_partial_refreshes_are_counted_for_the_rows_they_are_of():
-    cache = {"name": "windowed", "left": 1, "right": 1, "commits": 4, "blocks": False}
+    cache = {"name": "commit_refresh", "commits": 4, "policy": {"name": "windowed", "left": 1, "right": 1}}
     sampler = Sampler(
         model(7),
         unmasking={"name": "confidence_threshold", "threshold": 0.5},

@@ -13,6 +13,7 @@ from dllm_sampling.strategies import (
     EarlyCommit,
     EntropyBound,
     EntropyThreshold,
+    FixedK,
     Frechet,
     Hierarchy,
     LocalLeap,
@@ -111,12 +112,11 @@ def test_pc_sampler_scores_as_recorded(tmp_path):
         tables.append(path)
     for case in cases:
         p = case["parameters"]
-        policy = PCSampler(
-            k=max(p["k"], 1), frequencies=tables[p["table"]], decay=p["lambda"], alpha=p["alpha"]
-        )
+        score = PCSampler(frequencies=tables[p["table"]], decay=p["lambda"], alpha=p["alpha"])
+        policy = FixedK(k=max(p["k"], 1), score=score)
         masked = torch.tensor([case["masked"]])
         state, observation = observe(with_mask(case["logits"])[None], masked=masked, policy=policy)
-        policy.begin(state, state.facts)
+        policy.score.begin(state, state.facts)
         picked = policy.select(state, observation)[0].nonzero()[:, 0].tolist()
         assert picked == sorted(case["commit"])
     assert len(cases) >= 50
@@ -500,7 +500,7 @@ def told(case, prompt, length, forwards, **settings):
     return run_of(model, [0] * length, targets, unmasking=Told(commits=commits), **settings)
 
 
-def test_windowed_recomputes_what_the_dsb_cache_does():
+def test_trailing_recomputes_what_the_dsb_cache_does():
     forwards = 0
     for case in recorded("windowed")["cases"]:
         p = case["parameters"]
@@ -510,8 +510,8 @@ def test_windowed_recomputes_what_the_dsb_cache_does():
         run = told(
             case, case["prompt"], case["length"], case["forwards"],
             schedule={"name": "sliding", "block_length": p["block_length"], "longest": longest},
-            cache={"name": "windowed", "left": p["prefix_window"], "right": 0, "delay": 0,
-                   "commits": p["block_length"], "blocks": False},
+            cache={"name": "commit_refresh", "commits": p["block_length"],
+                   "policy": {"name": "trailing", "left": p["prefix_window"]}},
         )  # fmt: skip
         for step, now in zip(case["forwards"], run, strict=True):
             assert computed(now) == set(range(step["start"], min(step["stop"], case["length"])))
@@ -519,7 +519,7 @@ def test_windowed_recomputes_what_the_dsb_cache_does():
     assert forwards >= 50
 
 
-def test_windowed_recomputes_what_dcd_does():
+def test_trailing_recomputes_what_dcd_does():
     forwards = 0
     for case in recorded("windowed")["cases"]:
         p = case["parameters"]
@@ -532,8 +532,9 @@ def test_windowed_recomputes_what_dcd_does():
             case, case["prompt"], case["length"], case["forwards"],
             schedule={"name": "sliding", "block_length": p["initial_window_length"],
                       "longest": p["max_window_length"]},
-            cache={"name": "windowed", "left": 0, "right": int(width) if kind == "dual" else None,
-                   "delay": int(width), "commits": p["refresh_count"], "blocks": False, "prompt": False},
+            cache={"name": "commit_refresh", "commits": p["refresh_count"],
+                   "policy": {"name": "trailing", "left": 0, "right": int(width) if kind == "dual" else None,
+                              "delay": int(width), "prompt": False}},
         )  # fmt: skip
         for step, now in zip(case["forwards"], run, strict=True):
             assert computed(now) == set(range(step["start"], step["stop"]))

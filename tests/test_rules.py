@@ -6,7 +6,17 @@ import math
 
 import pytest
 import torch
-from dllm_sampling.strategies import ConfidenceThreshold, DreamSchedule, Factor, FixedK
+from dllm_sampling.strategies import (
+    ConfidenceThreshold,
+    DreamSchedule,
+    DynamicThreshold,
+    EntropyBound,
+    EntropyThreshold,
+    Factor,
+    FixedK,
+    Frechet,
+    WithBudget,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,15 +65,6 @@ def test_threshold_commits_exactly_the_confident_or_else_the_single_best(data, t
             assert c[row, got.pop()] >= max(c[row, i] for i in open_) - BAND
 
 
-@given(observations(), st.floats(0.05, 1.0), st.floats(0.05, 1.0))
-def test_threshold_commits_more_as_it_falls(data, first, second):
-    values, masked = data
-    low, high = sorted((first, second))
-    many, _ = committed(ConfidenceThreshold(threshold=low), values, masked)
-    few, _ = committed(ConfidenceThreshold(threshold=high), values, masked)
-    assert not (few & ~many).any()
-
-
 @given(observations(width=(1, 14)), st.floats(0.05, 4.0))
 def test_factor_commits_the_largest_n_that_passes(data, factor):
     values, masked = data
@@ -104,19 +105,59 @@ def test_factor_where_the_published_code_is_off_by_one(c, factor, count):
     assert commit.sum() == count
 
 
-@given(observations(), st.floats(0.05, 4.0), st.floats(0.05, 4.0))
-def test_factor_commits_more_as_it_grows(data, first, second):
+SCORES = ["confidence", "margin", "entropy", "random", "left_to_right"]
+# Rules by a number between 0 and 1: the larger it is, the fewer they commit.
+BOUNDED = {
+    "confidence_threshold": lambda x, score: ConfidenceThreshold(threshold=x, score=score),
+    "dynamic_threshold": lambda x, score: DynamicThreshold(threshold=x, score=score),
+    "factor": lambda x, score: Factor(factor=4.1 - 4 * x, score=score),
+    "frechet": lambda x, score: Frechet(delta=x * 0.99, score=score),
+    "entropy_bound": lambda x, score: EntropyBound(gamma=3 * (1 - x), score=score),
+    "entropy_threshold": lambda x, score: EntropyThreshold(threshold=2 * (1 - x), score=score),
+    "fixed_k": lambda x, score: FixedK(k=1 + int(10 * (1 - x)), score=score),
+    "with_budget": lambda x, score: WithBudget(policy=Frechet(), k=1 + int(10 * (1 - x)), score=score),
+}
+
+
+@given(
+    observations(),
+    st.floats(0.05, 1.0),
+    st.floats(0.05, 1.0),
+    st.sampled_from(sorted(BOUNDED)),
+    st.sampled_from(SCORES),
+)
+def test_a_looser_bound_commits_what_a_tighter_one_does_and_more(data, first, second, rule, score):
+    """Whatever the score: it decides which positions come first, and the bound how many."""
     values, masked = data
-    small, large = sorted((first, second))
-    few, _ = committed(Factor(factor=small), values, masked)
-    many, _ = committed(Factor(factor=large), values, masked)
+    loose, tight = sorted((first, second))
+    few, many = (picked(BOUNDED[rule](x, score), values, masked) for x in (tight, loose))
     assert not (few & ~many).any()
+
+
+def picked(policy, values, masked):
+    """What the policy itself picks of the eligible, without what the engine would force."""
+    state, observation = observe(values, masked=masked, policy=policy)
+    return policy.select(state, observation) & observation.eligible
+
+
+@given(observations(), st.floats(0.05, 1.0), st.sampled_from(["confidence_threshold", "factor", "frechet"]))
+def test_another_score_takes_as_many_and_the_best_of_all(data, bound, rule):
+    values, masked = data
+    plain = picked(BOUNDED[rule](bound, "confidence"), values, masked)
+    for score in SCORES[1:]:
+        policy = BOUNDED[rule](bound, score)
+        state, observation = observe(values, masked=masked, policy=policy)
+        taken = policy.select(state, observation) & masked
+        assert taken.sum(1).tolist() == plain.sum(1).tolist()
+        scores = policy.score(state, observation)
+        worst = scores.masked_fill(~taken, torch.inf).amin(1)
+        assert (worst >= scores.masked_fill(taken | ~masked, -torch.inf).amax(1)).all()
 
 
 @given(
     observations(),
     st.integers(1, 14),
-    st.sampled_from(["confidence", "margin", "entropy", "random"]),
+    st.sampled_from(SCORES),
 )
 def test_fixed_k_commits_exactly_its_budget(data, k, score):
     values, masked = data
@@ -129,6 +170,7 @@ def test_fixed_k_commits_exactly_its_budget(data, k, score):
         "margin": lambda: p.topk(2, -1).values[..., 0] - p.topk(2, -1).values[..., 1],
         "entropy": lambda: torch.special.entr(p).sum(-1).neg(),
         "random": lambda: None,
+        "left_to_right": lambda: -torch.arange(values.shape[1]).expand(len(values), -1).double(),
     }[score]()
     if slow is not None:
         for row in range(len(values)):
@@ -160,10 +202,10 @@ def test_fixed_k_random_is_uniform_over_positions():
     st.integers(1, 30),
     st.sampled_from(["maskgit_plus", "topk_margin", "entropy"]),
 )
-def test_dream_schedule_commits_what_the_published_formula_says(data, steps, algorithm):
+def test_dream_schedule_commits_what_the_published_formula_says(data, steps, alg):
     values, masked = data
     masked = torch.ones_like(masked)
-    policy = DreamSchedule(algorithm=algorithm, steps=steps)
+    policy = DreamSchedule(alg=alg, steps=steps)
     sampling = Sampling(confidence="filtered")
     state, observation = observe(values, masked=masked, policy=policy, sampling=sampling)
     state.tensors.idle_left += policy.idle_steps(values.shape[1])
@@ -178,7 +220,7 @@ def test_dream_schedule_commits_what_the_published_formula_says(data, steps, alg
 
 
 def test_dream_origin_commits_each_position_with_the_published_probability():
-    policy = DreamSchedule(algorithm="origin", steps=4)
+    policy = DreamSchedule(alg="origin", steps=4)
     state, observation = observe(torch.zeros(400, 20, 3), policy=policy)
     policy.begin(state, state.facts)
     share = 1 - torch.linspace(1, policy.eps, 5)[1]
@@ -191,7 +233,7 @@ def test_dream_origin_commits_each_position_with_the_published_probability():
 def test_alg_temp_draws_positions_by_their_scores_without_replacement():
     c = (0.8, 0.5, 0.6)
     values = with_confidences(*c).expand(6000, -1, -1).contiguous()
-    policy = DreamSchedule(algorithm="maskgit_plus", steps=2, alg_temp=0.5)
+    policy = DreamSchedule(alg="maskgit_plus", steps=2, alg_temp=0.5)
     state, observation = observe(values, policy=policy)
     policy.begin(state, state.facts)
     drawn = policy.select(state, observation)
@@ -204,7 +246,7 @@ def test_alg_temp_draws_positions_by_their_scores_without_replacement():
 def test_settings_without_effect_are_refused(policy):
     with pytest.raises(ValueError, match=r"not both|no effect"):
         policy.model_validate(
-            {"k": 1, "steps": 2} if policy is FixedK else {"algorithm": "origin", "alg_temp": 0.3}
+            {"k": 1, "steps": 2} if policy is FixedK else {"alg": "origin", "alg_temp": 0.3}
         )
 
 

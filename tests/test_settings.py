@@ -15,9 +15,10 @@ REQUIRED = "required"
 TINY = 1e-9
 SETTINGS = {
     "confidence_threshold.threshold": (0.9, [TINY, 1], [0, 1 + TINY]),
+    "confidence_threshold.score": ("confidence", ["random"], ["other"]),
     "dilated.base": (2, [2, 3], [1]),
     "dilated.skip": (0.3, [0, 1], [-TINY, 1 + TINY]),
-    "dream_schedule.algorithm": ("entropy", ["origin", "maskgit_plus", "topk_margin"], ["other"]),
+    "dream_schedule.alg": ("entropy", ["origin", "maskgit_plus", "topk_margin"], ["other"]),
     "dream_schedule.steps": (512, [1], [0]),
     "dream_schedule.eps": (1e-3, [TINY, 1 - TINY], [0, 1]),
     "dream_schedule.alg_temp": (0.0, [0], [-TINY]),
@@ -25,6 +26,7 @@ SETTINGS = {
     "dynamic_threshold.alpha": (0.3, [0, 1 - TINY], [-TINY, 1]),
     "dynamic_threshold.window": (96, [0], [-1]),
     "dynamic_threshold.tail": (1, [0], [-1]),
+    "dynamic_threshold.score": ("confidence", ["random"], ["other"]),
     "early_commit.policy": (REQUIRED, ["fixed_k"], ["dual"]),
     "early_commit.answer_start": (None, [0], [-1]),
     "early_commit.answer_length": (5, [], [0]),
@@ -32,14 +34,17 @@ SETTINGS = {
     "early_commit.borders": ((0.33, 0.67), [(0.2, 0.8)], [(0.5,)]),
     "early_commit.steps": (None, [1], [0]),
     "entropy_bound.gamma": (0.01, [0], [-TINY]),
-    "entropy_bound.order": ("entropy", ["confidence", "margin"], ["random"]),
+    "entropy_bound.score": ("entropy", ["confidence", "random"], ["other"]),
     "entropy_threshold.threshold": (0.5, [0], [-TINY]),
+    "entropy_threshold.score": ("entropy", ["random"], ["other"]),
     "factor.factor": (1.0, [TINY, 9.0], [0]),
+    "factor.score": ("confidence", ["random"], ["other"]),
     "first_of.policies": (REQUIRED, [["fixed_k"]], [[], ["dual"]]),
     "fixed_k.k": (None, [1], [0]),
     "fixed_k.steps": (None, [1], [0]),
-    "fixed_k.score": ("confidence", ["margin", "entropy", "random"], ["other"]),
+    "fixed_k.score": ("confidence", ["margin", "entropy", {"name": "random"}], ["other", "dual"]),
     "frechet.delta": (0.25, [0, 1 - TINY], [-TINY, 1]),
+    "frechet.score": ("confidence", ["random"], ["other"]),
     "hierarchy.threshold": (0.9, [1], [0, 1 + TINY]),
     "hierarchy.low": (0.4, [0], [-TINY, 1 + TINY]),
     "klass.threshold": (0.9, [0, 1 - TINY], [-TINY, 1]),
@@ -51,8 +56,6 @@ SETTINGS = {
     "p2.steps": (256, [1], [0]),
     "p2.eta": (1.0, [0], [-TINY]),
     "p2.kappa": ("linear", ["sine", "geometric"], ["other"]),
-    "pc_sampler.k": (None, [1], [0]),
-    "pc_sampler.steps": (None, [1], [0]),
     "pc_sampler.frequencies": (REQUIRED, [], ["no such file"]),
     "pc_sampler.decay": (0.25, [0], [-TINY]),
     "pc_sampler.alpha": (10.0, [TINY], [0]),
@@ -72,6 +75,7 @@ SETTINGS = {
     "union.policies": (REQUIRED, [["fixed_k"]], [[], ["dual"]]),
     "with_budget.policy": (REQUIRED, ["fixed_k"], ["dual"]),
     "with_budget.k": (REQUIRED, [1], [0]),
+    "with_budget.score": ("confidence", ["random"], ["other"]),
     "delayed.interval": (8, [1], [0]),
     "entropy_refresh.threshold": (1.0, [0], [-TINY]),
     "entropy_refresh.recent": (64, [0], [-1]),
@@ -82,14 +86,16 @@ SETTINGS = {
     "suffix_window.tail": (1, [0], [-1]),
     "suffix_window.decay": (None, [TINY], [0]),
     "suffix_window.scale": (2.0, [], [0]),
+    "commit_refresh.policy": (REQUIRED, ["dual"], ["fixed_k"]),
+    "commit_refresh.commits": (32, [1], [0]),
+    "trailing.left": (24, [0], [-1]),
+    "trailing.right": (0, [0, None], [-1]),
+    "trailing.delay": (0, [0], [-1]),
+    "trailing.prompt": (True, [False], ["perhaps"]),
+    "warmup.policy": (REQUIRED, ["dual"], ["fixed_k"]),
+    "warmup.forwards": (4, [1], [0]),
     "windowed.left": (16, [0], [-1]),
     "windowed.right": (16, [0, None], [-1]),
-    "windowed.delay": (None, [0], [-1]),
-    "windowed.prompt": (True, [False], ["perhaps"]),
-    "windowed.warmup": (0, [0, 1], [-1]),
-    "windowed.blocks": (True, [False], ["perhaps"]),
-    "windowed.interval": (None, [1], [0]),
-    "windowed.commits": (None, [1], [0]),
     "adablock.block_length": (32, [1], [0]),
     "adablock.threshold": (0.3, [0, 1], [-TINY, 1 + TINY]),
     "adablock.share": (0.25, [TINY, 1], [0, 1 + TINY]),
@@ -114,9 +120,11 @@ BESIDES = {
     "with_budget": {"policy": "fixed_k", "k": 2},
     "interval": {"policy": "dual"},
     "suffix_window": {"policy": "dual"},
+    "commit_refresh": {"policy": "dual"},
+    "warmup": {"policy": "dual"},
     "suppress_tokens": {"tokens": ["eos"]},
 }
-KINDS = ("unmasking", "cache", "schedule", "transforms", "wrappers")
+KINDS = ("unmasking", "score", "cache", "schedule", "transforms", "wrappers")
 CLASSES = {name: found for kind in KINDS for name, found in registry().classes(kind).items()}
 
 
@@ -141,7 +149,8 @@ def test_a_setting_has_its_published_default_and_edges(setting, besides):
     if default == REQUIRED:
         assert CLASSES[name].model_fields[field].is_required()
     else:
-        assert getattr(CLASSES[name].model_validate(given), field) == default
+        found = getattr(CLASSES[name].model_validate(given), field)
+        assert getattr(found, "name", found) == default  # a held policy by its name
     for value in taken:
         CLASSES[name].model_validate(given | {field: value})
     for value in refused:

@@ -49,30 +49,51 @@ few = settings(max_examples=40)
 # Rules that keep nothing ---------------------------------------------------------------------------
 
 
+SCORES = {
+    "confidence": lambda row, i: row.log_c(i),
+    "margin": lambda row, i: row.margin(i),
+    "entropy": lambda row, i: -row.entropy(i),
+    "left_to_right": lambda row, i: -row.positions[i],
+    "random": lambda row, i: row.uniform(i, "unmasking.score"),
+}
+scores = st.sampled_from(sorted(SCORES))
+
+
+def as_many(score, chosen):
+    """As many positions as `chosen(row, memory)` names by confidence, the best by the score."""
+
+    def expected(row, memory):
+        count = len(set(chosen(row, memory)))
+        return ranked(row.may, lambda i: SCORES[score](row, i))[:count]
+
+    return chosen if score == "confidence" else expected
+
+
 def threshold(bound):
     return lambda row, _: {i for i in row.may if sure(row.log_c(i), math.log(bound)) >= math.log(bound)}
 
 
-@given(settings_of_a_run(), st.floats(0.05, 1.0))
+@given(settings_of_a_run(), st.floats(0.05, 1.0), scores)
 @few
-def test_confidence_threshold(run, bound):
-    walk(run, ConfidenceThreshold(threshold=bound), threshold(bound))
+def test_confidence_threshold(run, bound, score):
+    """With another score than confidence: as many as pass, the best by that score."""
+    walk(run, ConfidenceThreshold(threshold=bound, score=score), as_many(score, threshold(bound)))
 
 
-@given(settings_of_a_run(), st.floats(0.05, 4.0))
+@given(settings_of_a_run(), st.floats(0.05, 4.0), scores)
 @few
-def test_factor(run, factor):
+def test_factor(run, factor, score):
     def expected(row, _):
         best = ranked(row.may, row.log_c)
         n = [n for n, i in enumerate(best, 1) if sure((n + 1) * (1 - row.c(i)), factor) < factor]
         return best[: max(n, default=0)]
 
-    walk(run, Factor(factor=factor), expected)
+    walk(run, Factor(factor=factor, score=score), as_many(score, expected))
 
 
-@given(settings_of_a_run(), st.floats(0.0, 0.9))
+@given(settings_of_a_run(), st.floats(0.0, 0.9), scores)
 @few
-def test_frechet(run, delta):
+def test_frechet(run, delta, score):
     def expected(row, _):
         best = ranked(row.may, row.log_c)
         n, total = 1, 0.0
@@ -82,21 +103,16 @@ def test_frechet(run, delta):
                 n = count
         return best[:n]
 
-    walk(run, Frechet(delta=delta), expected)
+    walk(run, Frechet(delta=delta, score=score), as_many(score, expected))
 
 
-SCORES = {
-    "confidence": lambda row, i: row.log_c(i),
-    "margin": lambda row, i: row.margin(i),
-    "entropy": lambda row, i: -row.entropy(i),
-}
-
-
-@given(settings_of_a_run(), st.floats(0.0, 2.0), st.sampled_from(sorted(SCORES)))
+@given(settings_of_a_run(), st.floats(0.0, 2.0), scores)
 @few
-def test_entropy_bound(run, gamma, order):
+def test_entropy_bound(run, gamma, score):
+    """The bound is that of the positions in the order of the score."""
+
     def expected(row, _):
-        best = ranked(row.may, lambda i: SCORES[order](row, i))
+        best = ranked(row.may, lambda i: SCORES[score](row, i))
         n = 1
         for count in range(2, len(best) + 1):
             entropies = [row.entropy(i) for i in best[:count]]
@@ -104,17 +120,19 @@ def test_entropy_bound(run, gamma, order):
                 n = count
         return best[:n]
 
-    walk(run, EntropyBound(gamma=gamma, order=order), expected)
+    walk(run, EntropyBound(gamma=gamma, score=score), expected)
 
 
-@given(settings_of_a_run(), st.floats(0.0, 2.0))
+@given(settings_of_a_run(), st.floats(0.0, 2.0), scores)
 @few
-def test_entropy_threshold(run, bound):
+def test_entropy_threshold(run, bound, score):
     def expected(row, _):
         chosen = {i for i in row.may if sure(row.entropy(i), bound) <= bound}
-        return chosen or ranked(row.may, lambda i: -row.entropy(i))[:1]
+        if score == "entropy" and chosen:
+            return chosen
+        return ranked(row.may, lambda i: SCORES[score](row, i))[: max(len(chosen), 1)]
 
-    walk(run, EntropyThreshold(threshold=bound), expected)
+    walk(run, EntropyThreshold(threshold=bound, score=score), expected)
 
 
 @given(settings_of_a_run(), st.floats(0.5, 1.0), st.floats(0.05, 0.5), st.integers(0, 4))
@@ -204,9 +222,16 @@ def test_at_the_bound_itself(policy, taken):
     assert chosen[0].nonzero()[:, 0].tolist() == taken
 
 
-@given(settings_of_a_run(), st.floats(0.2, 1.0), st.floats(0.0, 0.9), st.integers(0, 6), st.integers(0, 3))
+@given(
+    settings_of_a_run(),
+    st.floats(0.2, 1.0),
+    st.floats(0.0, 0.9),
+    st.integers(0, 6),
+    st.integers(0, 3),
+    scores,
+)
 @few
-def test_dynamic_threshold(run, high, alpha, window, tail):
+def test_dynamic_threshold(run, high, alpha, window, tail, score):
     def expected(row, _):
         inside = [i for i in row.inside if row.masked[i] or row.committed[i]]
         open_ = sum(row.masked[i] for i in inside)
@@ -219,14 +244,14 @@ def test_dynamic_threshold(run, high, alpha, window, tail):
         share = 1.0 if row.block_forwards == 0 else open_ / max(total, 1)
         return threshold(high * (1 - alpha * (1 - share)))(row, None)
 
-    policy = DynamicThreshold(threshold=high, alpha=alpha, window=window, tail=tail)
-    walk(run, policy, expected)
+    policy = DynamicThreshold(threshold=high, alpha=alpha, window=window, tail=tail, score=score)
+    walk(run, policy, as_many(score, expected))
 
 
 # Budgets -------------------------------------------------------------------------------------------
 
 
-@given(settings_of_a_run(), st.none() | st.integers(1, 5), st.sampled_from(sorted(SCORES)))
+@given(settings_of_a_run(), st.none() | st.integers(1, 5), scores)
 @few
 def test_fixed_k(run, k, score):
     policy = FixedK(k=k, score=score)
@@ -343,7 +368,8 @@ def test_pc_sampler(tmp_path_factory, run, decay, alpha, k):
 
         return ranked(row.may, score)[:k]
 
-    walk(run, PCSampler(frequencies=path, decay=decay, alpha=alpha, k=k), expected)
+    calibrated = PCSampler(frequencies=path, decay=decay, alpha=alpha)
+    walk(run, FixedK(k=k, score=calibrated), expected)
 
 
 # Clocks --------------------------------------------------------------------------------------------
@@ -356,13 +382,13 @@ def test_pc_sampler(tmp_path_factory, run, decay, alpha, k):
     st.sampled_from([1e-3, 0.2]),
 )
 @few
-def test_dream_schedule(run, total, algorithm, eps):
+def test_dream_schedule(run, total, alg, eps):
     times = torch.linspace(1, eps, total + 1)
     score = {
         "maskgit_plus": lambda row, i: row.c(i),
         "topk_margin": lambda row, i: row.margin(i),
         "entropy": lambda row, i: -row.entropy(i),
-    }[algorithm]
+    }[alg]
 
     def expected(row, _):
         at = min(row.steps, total - 1)
@@ -370,7 +396,7 @@ def test_dream_schedule(run, total, algorithm, eps):
         k = int(sum(row.masked) * share)
         return ranked(row.may, lambda i: score(row, i))[:k]
 
-    walk(run, DreamSchedule(steps=total, algorithm=algorithm, eps=eps), expected)
+    walk(run, DreamSchedule(steps=total, alg=alg, eps=eps), expected)
 
 
 @given(settings_of_a_run(caches=("none",)), st.integers(2, 6), st.floats(0.05, 2.0))
@@ -390,19 +416,13 @@ def test_dream_schedule_draws_with_the_noise_of_its_row(run, total, temperature)
 
     run["settings"]["wrappers"] = []  # so that the last step commits everything
     run["settings"]["schedule"] = "whole_canvas"
-    walk(run, DreamSchedule(steps=total, algorithm="maskgit_plus", alg_temp=temperature), drawn)
+    walk(run, DreamSchedule(steps=total, alg="maskgit_plus", alg_temp=temperature), drawn)
     walk(
         run,
-        DreamSchedule(steps=total, algorithm="origin"),
+        DreamSchedule(steps=total, alg="origin"),
         lambda row, _: {
             i for i in row.may if sure(row.uniform(i, "unmasking"), float(share(row))) < share(row)
         },
-    )
-    k = total // 2
-    walk(
-        run,
-        FixedK(k=k, score="random"),
-        lambda row, _: ranked(row.may, lambda i: row.uniform(i, "unmasking"))[:k],
     )
 
 
@@ -637,9 +657,9 @@ def test_sched(run, schedule, high, low, stable, total):
 # Policies made of others ----------------------------------------------------------------------------
 
 
-@given(settings_of_a_run(), st.floats(0.2, 1.0), st.floats(0.0, 1.5), st.integers(1, 4))
+@given(settings_of_a_run(), st.floats(0.2, 1.0), st.floats(0.0, 1.5), st.integers(1, 4), scores)
 @few
-def test_composites(run, high, entropy, k):
+def test_composites(run, high, entropy, k, score):
     confident = threshold(high)
 
     def certain(row, _):
@@ -651,8 +671,8 @@ def test_composites(run, high, entropy, k):
     walk(run, Union(policies=(first, second)), lambda row, _: confident(row, _) | certain(row, _))
     walk(
         run,
-        WithBudget(policy=first, k=k),
-        lambda row, _: ranked(confident(row, _), row.log_c)[:k],
+        WithBudget(policy=first, k=k, score=score),
+        lambda row, _: ranked(confident(row, _), lambda i: SCORES[score](row, i))[:k],
     )
     walk(
         run,

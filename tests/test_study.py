@@ -205,6 +205,7 @@ def test_the_manifest_says_what_it_was_made_with(whole):
     assert manifest["cells"][1]["run"]["sampler"]["unmasking"] == {
         "name": "confidence_threshold",
         "threshold": 0.5,
+        "score": {"name": "confidence"},
     }
     assert set(run["git"]) == {"commit", "changed"}
 

@@ -152,7 +152,8 @@ def frequencies(path, count=3):
 
 
 def pc_sampler(path):
-    return [{"name": "a", "unmasking": {"name": "pc_sampler", "frequencies": str(path)}}]
+    score = {"name": "pc_sampler", "frequencies": str(path)}
+    return [{"name": "a", "unmasking": {"name": "fixed_k", "score": score}}]
 
 
 def test_the_content_of_a_file_that_a_policy_reads_is_part_of_a_cells_identity(tmp_path):
@@ -354,17 +355,18 @@ def test_files_of_policies_are_found_from_the_study_file(tmp_path, monkeypatch, 
     (tmp_path / "s").mkdir()
     frequencies(tmp_path / "s" / "table.json")
     monkeypatch.chdir(tmp_path)
-    policy = {"name": "pc_sampler", "frequencies": "table.json"}
+    score = {"name": "pc_sampler", "frequencies": "table.json"}
+    policy = {"name": "fixed_k", "score": score}
     sampler = {
         "plain": {"name": "a", "unmasking": policy},
-        "dotted": {"name": "a", "unmasking": {**policy, "frequencies": "./table.json"}},
+        "dotted": {"name": "a", "unmasking": {**policy, "score": {**score, "frequencies": "./table.json"}}},
         "product": {
             "name": "a",
-            "unmasking": "pc_sampler",
-            "product": {"unmasking.frequencies": ["table.json"]},
+            "unmasking": {"name": "fixed_k", "score": "pc_sampler"},
+            "product": {"unmasking.score.frequencies": ["table.json"]},
         },
         "whole": {"name": "a", "product": {"unmasking": [policy]}},
-        "held": {"name": "a", "unmasking": {"name": "union", "policies": ["fixed_k", policy]}},
+        "held": {"name": "a", "unmasking": {"name": "union", "policies": ["factor", policy]}},
     }[way]
     (entry,) = StudyConfig.read(written(tmp_path / "s", samplers=[sampler], baseline="a")).samplers
     assert str(tmp_path / "s" / "table.json") in entry.settings.model_dump_json()

@@ -215,7 +215,7 @@ def test_a_row_unfolds_to_its_config_and_answers_beside_the_baselines(page):
     assert detail.is_displayed()
     assert button.get_attribute("aria-expanded") == "true"
     config = yaml.safe_load(detail.find_element("css selector", "pre.config").text)
-    assert config["sampler"]["unmasking"] == {"name": "confidence_threshold", "threshold": 0.5}
+    assert config["sampler"]["unmasking"]["threshold"] == 0.5
     answers = detail.find_elements("css selector", "table.answers tr")
     assert len(answers) == 1 + 5
     assert len(answers[1].find_elements("css selector", "pre")) == 3

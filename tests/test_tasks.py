@@ -322,7 +322,7 @@ def test_the_harnesss_command_line_takes_our_settings(harness, tmp_path):
     (path,) = tmp_path.glob("out/**/results*.json")
     run = json.loads(path.read_text())["config"]["dllm_sampling"]
     assert run["sampler"]["cache"] == {"name": "prefix"}
-    assert run["sampler"]["unmasking"] == {"name": "factor", "factor": 0.5}
+    assert run["sampler"]["unmasking"]["factor"] == 0.5
     assert run["sampler"]["batch_size"] == 3
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         CachePolicy,
         LogitsTransform,
         Observer,
+        Score,
         UnmaskingPolicy,
         Wrapper,
     )
@@ -28,6 +29,11 @@ class DiscoverySpec:
     @hookspec
     def register_unmasking_policies(self) -> list[type[UnmaskingPolicy]]:
         """Unmasking policies."""
+        raise NotImplementedError
+
+    @hookspec
+    def register_scores(self) -> list[type[Score]]:
+        """Scores, which rules rank by."""
         raise NotImplementedError
 
     @hookspec

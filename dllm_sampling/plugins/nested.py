@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic_core import CoreSchema, core_schema
 
-from dllm_sampling.policies.kinds import BlockSchedule, CachePolicy, Policy, UnmaskingPolicy
+from dllm_sampling.policies.kinds import BlockSchedule, CachePolicy, Policy, Score, UnmaskingPolicy
 
 if TYPE_CHECKING:
     pass
@@ -53,3 +53,6 @@ NestedCachePolicy = Annotated[CachePolicy, Nested(CachePolicy)]
 
 
 NestedBlockSchedule = Annotated[BlockSchedule, Nested(BlockSchedule)]
+
+
+NestedScore = Annotated[Score, Nested(Score)]

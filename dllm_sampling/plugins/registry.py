@@ -38,6 +38,7 @@ MOST_OFFERED = 1000
 # What each hook registers: the name under which the registry keeps it.
 HOOK_KINDS = {
     "register_unmasking_policies": "unmasking",
+    "register_scores": "score",
     "register_cache_policies": "cache",
     "register_block_schedules": "schedule",
     "register_logits_transforms": "transforms",
@@ -53,6 +54,7 @@ _BASES: dict[str, type[Named]] = {**{base.kind: base for base in KINDS}, Task.ki
 
 KIND_TITLES = {
     "unmasking": "unmasking policy",
+    "score": "score",
     "cache": "cache policy",
     "schedule": "block schedule",
     "transforms": "logits transform",
@@ -118,6 +120,9 @@ class Registry:
             return self._classes[kind][name]
         except KeyError:
             message = unknown_name(KIND_TITLES[kind], name, self._classes[kind])
+            others = [_a(KIND_TITLES[other]) for other, found in self._classes.items() if name in found]
+            if others:
+                message += f" ({name} is {' and '.join(others)}.)"
             broken = [p.name for p in self.plugins if p.status == "broken"]
             if broken:
                 message += f" (Not loaded, because broken: {', '.join(broken)}.)"

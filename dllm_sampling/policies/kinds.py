@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from dllm_sampling.errors import ConfigurationError
+from dllm_sampling.errors import ConfigurationError, PluginError, shown
 from dllm_sampling.policies.class_checks import check_keeps_nothing, check_methods
 from dllm_sampling.policies.named import Named
 from dllm_sampling.policies.run_spec import RunSpec, hook_names
@@ -153,6 +153,41 @@ class LogitsTransform(Policy, ABC):
         """Every step: new logits `[batch, region, vocabulary]`; the old ones must not be changed."""
 
 
+class Score(Policy, ABC):
+    """Ranks positions: which ones a rule takes first. How many is the rule's own matter.
+
+    Rules hold one in a field of type `NestedScore` and call it: `self.score(state, observation)`.
+    """
+
+    kind: ClassVar[str] = "score"
+    hooks: ClassVar[frozenset[str]] = frozenset({"canvases"})
+
+    @abstractmethod
+    def score(self, state: DecodingState, observation: Observation) -> Tensor:
+        """Every step: floats `[batch, region]`; a higher one is committed earlier.
+
+        They are compared within a row, and at eligible positions alone; equal ones go to the lower
+        position. Minus infinity comes last, and NaN ends the run with an error.
+        """
+
+    def __call__(self, state: DecodingState, observation: Observation) -> Tensor:
+        """What `score` answers; PluginError where that is not floats `[batch, region]`."""
+        scores = self.score(state, observation)
+        wanted, own = observation.eligible, observation.log_confidence
+        who = f"{type(self).__name__}.score"
+        if not isinstance(scores, Tensor):
+            raise PluginError(f"{who} answered {shown(scores)}; it must be a tensor.")
+        if not scores.is_floating_point() or scores.shape != wanted.shape or scores.device != wanted.device:
+            raise PluginError(
+                f"{who} answered {scores.dtype} {list(scores.shape)} on {scores.device}; it must be floats "
+                f"{list(wanted.shape)} on {wanted.device}."
+            )
+        if scores is not own:  # NaN in the logits themselves is told by the engine
+            broken = (scores.isnan() & wanted & ~own.isnan()).any()
+            state.trouble(broken, PluginError(f"{who} answered NaN at an eligible position."))
+        return scores
+
+
 class Wrapper(Policy, ABC):
     """Changes what other policies do: `restrict`, or `wrap_` and the name of a hook."""
 
@@ -167,5 +202,5 @@ class Observer(Policy, ABC):
 
 
 KINDS: tuple[type[Policy], ...] = (
-    UnmaskingPolicy, CachePolicy, BlockSchedule, LogitsTransform, Wrapper, Observer,
+    UnmaskingPolicy, Score, CachePolicy, BlockSchedule, LogitsTransform, Wrapper, Observer,
 )  # fmt: skip

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from dllm_sampling.state.observation import Observation
 
 
 def log_of(probability: float) -> float:
@@ -31,6 +35,17 @@ def top_k(scores: Tensor, eligible: Tensor, k: Tensor | int) -> Tensor:
     _, rank = in_order(scores, eligible)
     count = k[:, None] if isinstance(k, Tensor) else k
     return (rank < count) & eligible
+
+
+def reranked(chosen: Tensor, scores: Tensor, observation: Observation) -> Tensor:
+    """As many eligible positions as a rule chose by confidence, by `scores` instead.
+
+    chosen: the n most confident eligible positions of each row, for any n; returned as it is where the
+        scores are `observation.log_confidence` itself.
+    """
+    if scores is observation.log_confidence:
+        return chosen
+    return top_k(scores, observation.eligible, (chosen & observation.eligible).sum(-1))
 
 
 def or_the_best(chosen: Tensor, scores: Tensor, eligible: Tensor) -> Tensor:

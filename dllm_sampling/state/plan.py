@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,21 @@ class ForwardPlan:
     def window(cls, state: DecodingState, region: Region, left: int, right: int | None) -> ForwardPlan:
         """The region with `left` columns before it and `right` after it (None: all there are)."""
         return cls(region.positions.window(state, left, right))
+
+    def with_rows_refreshed(self, state: DecodingState, rows: Sequence[bool]) -> ForwardPlan:
+        """The same plan, but `rows`, a flag of the host for each row, compute and see everything."""
+        if self.is_refresh(state.length) or not any(rows):
+            return self
+        if all(rows):
+            return ForwardPlan.full(state)
+        whole = state.on_device(rows).bool()
+        return ForwardPlan.of(
+            self.mask(state) | whole[:, None],
+            state.length,
+            visible=None if self.visible is None else self.visible | whole[:, None],
+            store=self.store,
+            refresh=whole | self.refresh,
+        )
 
     def within_sight(self) -> ForwardPlan:
         """The same plan without positions that it does not see."""

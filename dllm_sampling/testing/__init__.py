@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         LogitsTransformConformance,
         ObserverConformance,
         PolicyConformance,
+        ScoreConformance,
         UnmaskingPolicyConformance,
         WrapperConformance,
     )
@@ -34,6 +35,7 @@ __all__ = [
     "LogitsTransformConformance",
     "ObserverConformance",
     "PolicyConformance",
+    "ScoreConformance",
     "SyncCounter",
     "TaskConformance",
     "UnmaskingPolicyConformance",

@@ -31,12 +31,14 @@ from dllm_sampling.engine.run import Run
 from dllm_sampling.engine.sampler import Sampler
 from dllm_sampling.engine.step import Step
 from dllm_sampling.errors import DllmSamplingError
+from dllm_sampling.plugins.nested import resolve
 from dllm_sampling.policies.kinds import (
     BlockSchedule,
     CachePolicy,
     LogitsTransform,
     Observer,
     Policy,
+    Score,
     UnmaskingPolicy,
     Wrapper,
 )
@@ -330,6 +332,35 @@ class UnmaskingPolicyConformance(PolicyConformance):
 
 # Under one of these every rule that chooses at all chooses something.
 _TELLING = ("all certain", "hashed")
+
+
+class ScoreConformance(PolicyConformance):
+    """For a score; see `PolicyConformance`. It is tried in `fixed_k`."""
+
+    kind = Score
+    slot = "unmasking"
+
+    def test_it_leaves_the_logits_alone(self, policy: Score) -> None:
+        unchanged: list[bool] = []
+
+        class Spy(type(policy)):  # type: ignore[misc]  # a class made of an instance's
+            name: ClassVar[str] = "spy"
+
+            def score(self, state: Any, observation: Any) -> Tensor:
+                before = observation.logits.clone()
+                scores: Tensor = super().score(state, observation)
+                unchanged.append(torch.equal(before, observation.logits))
+                return scores
+
+        data = policy.model_dump(mode="json")
+        data.pop("name", None)
+        self._decode(Spy.model_validate(data), ChosenModel(_hashed, _VOCABULARY))
+        assert unchanged
+        assert all(unchanged), "score changed the logits it was given: they are for reading."
+
+    def _sampler(self, policy: Policy, model: Backbone, **more: Any) -> Sampler:
+        held = resolve(UnmaskingPolicy, {"name": "fixed_k", "k": 2, "score": policy})
+        return super()._sampler(held, model, **more)
 
 
 class CachePolicyConformance(PolicyConformance):

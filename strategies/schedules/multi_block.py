@@ -17,7 +17,7 @@ class MultiBlock(BlockSchedule):
 
     At most one is opened a forward. Where nothing passes a rule the engine commits in the leftmost
     unfinished block, so a block that has just been opened is never forced. Nothing is refreshed after
-    the first forward but by `interval` or `windowed`. Rows move on their own.
+    the first forward but by `interval` or `commit_refresh`. Rows move on their own.
     Needs a region of each row with blocks of its own, and its last block carried by the read-back.
     Rule: append a block when the committed share of the last one >= `add`.
     Source: D2F (arXiv:2508.09192) and d3LLM (arXiv:2601.07568), whose code for Dream forces as here; D2F

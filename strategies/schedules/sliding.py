@@ -16,7 +16,7 @@ class Sliding(BlockSchedule):
     """Work from each row's leftmost open target on; the end moves by one with every commit.
 
     So `block_length` open targets are always offered, until the canvas ends. There are no blocks and no
-    refreshes by blocks: with a cache use `windowed` with commits, or `interval`. Rows move on their own.
+    refreshes by blocks: put `commit_refresh` or `interval` around a cache. Rows move on their own.
     Needs a region of each row, and counts carried by the read-back.
     Rule: from the leftmost open target to the target number block_length + commits, or the last one; at
     most `longest` positions.

@@ -21,9 +21,9 @@ from dllm_sampling import (
 class DreamSchedule(UnmaskingPolicy):
     """Commit a share 1 - s/t of the open targets as time t runs from 1 to `eps` in equal steps.
 
-    The best by `algorithm`, floor(masked * (1 - s/t)) of them, which may be none, and all on the last
+    The best by `alg`, floor(masked * (1 - s/t)) of them, which may be none, and all on the last
     step; `origin` commits each open target with that probability. Meant for the `whole_canvas` schedule
-    and `sampling.confidence = "filtered"`. Needs the row's clock, what `algorithm` ranks by, and random
+    and `sampling.confidence = "filtered"`. Needs the row's clock, what `alg` ranks by, and random
     numbers for `origin` and above `alg_temp` 0.
     Rule: at step i of T commit the floor(m (1 - t_(i+1) / t_i)) best of m open targets, with
     t_i = 1 - (1 - eps) i / T; all of them at the last step.
@@ -31,8 +31,8 @@ class DreamSchedule(UnmaskingPolicy):
     """
 
     name: ClassVar[str] = "dream_schedule"
-    algorithm: Literal["origin", "maskgit_plus", "topk_margin", "entropy"] = Field(
-        "entropy", description="What makes a position better: chance, confidence, margin, low entropy."
+    alg: Literal["origin", "maskgit_plus", "topk_margin", "entropy"] = Field(
+        "entropy", description="Which positions, by Dream's names: chance, confidence, margin, low entropy."
     )
     steps: int = Field(512, ge=1, description="Forwards a row takes at most.")
     eps: float = Field(1e-3, gt=0, lt=1, description="Time of the last step.")
@@ -42,7 +42,7 @@ class DreamSchedule(UnmaskingPolicy):
 
     @model_validator(mode="after")
     def _alg_temp_has_an_effect(self) -> Self:
-        self.refuse_without_effect("alg_temp", self.algorithm == "origin", "on algorithm='origin'")
+        self.refuse_without_effect("alg_temp", self.alg == "origin", "on alg='origin'")
         return self
 
     def idle_steps(self, targets: int) -> int:
@@ -57,16 +57,17 @@ class DreamSchedule(UnmaskingPolicy):
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
         step = state.row_steps.clamp_max(self.steps - 1)[:, None]
         share: Tensor = state.shared(self)["shares"][step]
-        if self.algorithm == "origin":
+        if self.alg == "origin":
             return state.uniform(self, observation.positions) < share
         count = (observation.masked.sum(1, keepdim=True) * share).long()[:, 0]
         return top_k(self._scores(state, observation), observation.eligible, count)
 
     def _scores(self, state: DecodingState, observation: Observation) -> Tensor:
+        # No nested score: the published temperature divides these very quantities.
         scores: Tensor
-        if self.algorithm == "entropy":
+        if self.alg == "entropy":
             scores = -observation.entropy
-        elif self.algorithm == "topk_margin":
+        elif self.alg == "topk_margin":
             scores = observation.margin
         else:
             scores = observation.log_confidence.exp()

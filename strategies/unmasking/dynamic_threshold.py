@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, Observation, UnmaskingPolicy
+from dllm_sampling import DecodingState, NestedScore, Observation, UnmaskingPolicy, reranked
 
 
 class DynamicThreshold(UnmaskingPolicy):
@@ -16,7 +16,8 @@ class DynamicThreshold(UnmaskingPolicy):
 
     A block's first forward uses the threshold itself. The open share is taken over the region and the
     targets behind it that count as seen: the nearest `window` and the last `tail`, as `suffix_window`
-    shows them; window 0 and tail 0 take the region alone. Needs the confidences and the open targets.
+    shows them; window 0 and tail 0 take the region alone. Another `score` takes as many positions as
+    pass, the best by that score. Needs the confidences, a score and the open targets.
     Rule: tau = threshold (1 - alpha (1 - r)), r the open share.
     Source: Streaming-dLLM (arXiv:2601.17917) and its code for LLaDA.
     """
@@ -26,13 +27,17 @@ class DynamicThreshold(UnmaskingPolicy):
     alpha: float = Field(0.3, ge=0, lt=1, description="How far it falls in all, as a share.")
     window: int = Field(96, ge=0, description="Targets behind the region that count as seen.")
     tail: int = Field(1, ge=0, description="Last targets of the canvas that count as seen.")
+    score: NestedScore = Field(
+        "confidence", validate_default=True, description="Which positions, where these are so many."
+    )
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
         share = self._open_share(state, observation)
         if state.block_forwards == 0:
             share = torch.ones_like(share)
         tau = self.threshold * (1 - self.alpha * (1 - share))
-        return observation.log_confidence >= tau.log()
+        sure = observation.log_confidence >= tau.log()
+        return reranked(sure, self.score(state, observation), observation)
 
     def _open_share(self, state: DecodingState, observation: Observation) -> Tensor:
         end = observation.positions.end()

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, Observation, UnmaskingPolicy, in_order, largest
+from dllm_sampling import DecodingState, NestedScore, Observation, UnmaskingPolicy, in_order, largest
 
 
 class EntropyBound(UnmaskingPolicy):
     """Commit the longest prefix whose joint entropy exceeds its largest one by at most `gamma`.
 
-    Positions are taken by `order`, the surest first. The sum of entropies bounds the joint entropy, so
-    what is committed at once depends on each other by no more than gamma nats. Needs entropies.
+    Positions are taken in the order of `score`, as published. The sum of entropies bounds the joint
+    entropy, so what is committed at once depends on each other by no more than gamma nats, whatever the
+    order. Needs entropies, and a score.
     Rule: the largest k with sum_{j<=k} H_(j) - max_{j<=k} H_(j) <= gamma; k = 1 always passes.
     Source: EB-Sampler (arXiv:2505.24857); no official code. Defaults as in PC-Sampler's; d2Cache's
     takes its running maximum across the batch, which is not followed.
@@ -22,20 +24,13 @@ class EntropyBound(UnmaskingPolicy):
 
     name: ClassVar[str] = "entropy_bound"
     gamma: float = Field(0.01, ge=0, description="Bound in nats.")
-    order: Literal["entropy", "confidence", "margin"] = Field(
-        "entropy", description="What makes a position surer: low entropy, confidence, margin."
-    )
+    score: NestedScore = Field("entropy", validate_default=True, description="Which positions come first.")
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
-        surer = {
-            "entropy": lambda: -observation.entropy,
-            "confidence": lambda: observation.log_confidence,
-            "margin": lambda: observation.margin,
-        }[self.order]()
-        ordered, rank = in_order(surer, observation.eligible)
+        ordered, rank = in_order(self.score(state, observation), observation.eligible)
         places = rank.argsort(-1)
         entropy = observation.entropy.gather(-1, places)
         bound = entropy.cumsum(-1) - entropy.cummax(-1).values
-        passes = (bound <= self.gamma) & ordered.isfinite()
+        passes = (bound <= self.gamma) & (ordered > -torch.inf)
         passes[:, 0] = True  # a sum of one is its maximum, whatever rounding says
         return rank < largest(passes)

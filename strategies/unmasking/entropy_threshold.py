@@ -7,21 +7,25 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, Observation, UnmaskingPolicy, or_the_best
+from dllm_sampling import DecodingState, NestedScore, Observation, UnmaskingPolicy, top_k
 
 
 class EntropyThreshold(UnmaskingPolicy):
     """Commit every position whose entropy is at most `threshold`, or else the one of least entropy.
 
     Entropies are in nats over the whole vocabulary, so a threshold means different doubts for
-    different models. Needs entropies.
+    different models. Another `score` takes as many positions, the best by that score. Needs entropies,
+    and a score.
     Rule: commit {i : H_i <= threshold}, or argmin H.
     Source: d3LLM (arXiv:2601.07568) and its code for LLaDA; that for Dream compares strictly.
     """
 
     name: ClassVar[str] = "entropy_threshold"
     threshold: float = Field(0.5, ge=0, description="Largest entropy of a position to commit, in nats.")
+    score: NestedScore = Field(
+        "entropy", validate_default=True, description="Which positions, where these are so many."
+    )
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
-        entropy = observation.entropy
-        return or_the_best(entropy <= self.threshold, -entropy, observation.eligible)
+        sure = observation.eligible & (observation.entropy <= self.threshold)
+        return top_k(self.score(state, observation), observation.eligible, sure.sum(1).clamp_min(1))

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, Observation, UnmaskingPolicy, in_order
+from dllm_sampling import DecodingState, NestedScore, Observation, UnmaskingPolicy, in_order, reranked
 
 
 class Factor(UnmaskingPolicy):
@@ -16,13 +16,16 @@ class Factor(UnmaskingPolicy):
 
     c_(n) is the n-th largest confidence. Where no n passes, the single most confident position.
     The published code commits one more where only the last candidate fails; this is the paper's rule.
-    Needs the confidences alone.
+    Another `score` takes n positions too, the best by that score. Needs the confidences, and a score.
     Rule: commit the n largest, n = max {n : (n + 1)(1 - c_(n)) < factor}, at least 1.
     Source: Fast-dLLM (arXiv:2505.22618), section 3.3, factor-based decoding.
     """
 
     name: ClassVar[str] = "factor"
     factor: float = Field(1.0, gt=0, description="Bound on (n + 1)(1 - c_(n)).")
+    score: NestedScore = Field(
+        "confidence", validate_default=True, description="Which positions, where these are so many."
+    )
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
         ordered, rank = in_order(observation.log_confidence, observation.eligible)
@@ -30,4 +33,4 @@ class Factor(UnmaskingPolicy):
         passes = (n + 1) * -ordered.expm1() < self.factor
         passes = passes & (n <= observation.eligible.sum(-1, keepdim=True))
         count = (n * passes).amax(-1, keepdim=True)
-        return rank < count
+        return reranked(rank < count, self.score(state, observation), observation)

@@ -7,7 +7,15 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, Observation, UnmaskingPolicy, in_order, largest
+from dllm_sampling import (
+    DecodingState,
+    NestedScore,
+    Observation,
+    UnmaskingPolicy,
+    in_order,
+    largest,
+    reranked,
+)
 
 
 class Frechet(UnmaskingPolicy):
@@ -16,17 +24,22 @@ class Frechet(UnmaskingPolicy):
     With c_(1) >= c_(2) >= ..., the joint probability of the first n candidates is at least
     L_n = sum of c_(j) - (n - 1), and that of anything else at position n at most U_n = 1 - c_(n); the
     prefix ends where L_n - U_n falls to `delta`. The most confident position is always committed. At
-    equal confidences this is `factor` with factor = 1 - delta. Needs the confidences alone.
+    equal confidences this is `factor` with factor = 1 - delta. Another `score` takes as many positions,
+    the best by that score. Needs the confidences, and a score.
     Rule: commit #{n : L_n - U_n > delta}, at least 1.
     Source: Fast-dLLM++ (arXiv:2606.02955) and its code.
     """
 
     name: ClassVar[str] = "frechet"
     delta: float = Field(0.25, ge=0, lt=1, description="Least gap between the two bounds.")
+    score: NestedScore = Field(
+        "confidence", validate_default=True, description="Which positions, where these are so many."
+    )
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
         ordered, rank = in_order(observation.log_confidence, observation.eligible)
         # In doubts 1 - c, which keep their precision where confidences round to 1.
         doubts = -ordered.expm1()
         passes = 1 - doubts.cumsum(-1) - doubts > self.delta
-        return rank < largest(passes).clamp_min(1)
+        chosen = rank < largest(passes).clamp_min(1)
+        return reranked(chosen, self.score(state, observation), observation)

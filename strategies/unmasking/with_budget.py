@@ -8,24 +8,32 @@ from dllm_sampling.strategies.shared.parts import masks_of
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, NestedUnmaskingPolicy, Observation, UnmaskingPolicy, top_k
+from dllm_sampling import (
+    DecodingState,
+    NestedScore,
+    NestedUnmaskingPolicy,
+    Observation,
+    UnmaskingPolicy,
+    top_k,
+)
 
 
 class WithBudget(UnmaskingPolicy):
-    """The most confident of what another policy commits, at most `k`.
+    """The best of what another policy commits, at most `k`: by default the most confident.
 
-    Needs the confidences, and a policy that commits and does nothing else.
-    Rule: the k most confident of a set.
+    Needs a score, and a policy that commits and does nothing else.
+    Rule: the k positions of a set that have the largest score.
     Source: the caps of published rules, such as WINO's (arXiv:2507.18578).
     """
 
     name: ClassVar[str] = "with_budget"
     policy: NestedUnmaskingPolicy = Field(description="The policy that proposes.")
     k: int = Field(ge=1, description="Most positions committed a forward.")
+    score: NestedScore = Field("confidence", validate_default=True, description="Which positions come first.")
 
     def idle_steps(self, targets: int) -> int:
         return self.policy.idle_steps(targets)
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
         proposed = masks_of(self.policy, state, observation) & observation.eligible
-        return top_k(observation.log_confidence, proposed, self.k)
+        return top_k(self.score(state, observation), proposed, self.k)

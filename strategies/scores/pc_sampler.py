@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from dllm_sampling.strategies.shared.budget import Budgeted
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from dllm_sampling import ConfigurationError, DecodingState, ModelFacts, Observation
+from dllm_sampling import ConfigurationError, DecodingState, ModelFacts, Observation, Score
 
 
-class PCSampler(Budgeted):
-    """Commit up to a budget by confidence, calibrated against common tokens, with the start favoured.
+class PCSampler(Score):
+    """Confidence calibrated against common tokens, with the start of the region favoured.
 
     A confident frequent token (a comma) says less than a confident rare one. `dllm-sampling
-    frequencies` makes the table from any text or task. Needs confidences, candidates and a file.
-    Rule: the k largest of exp(-decay j) min(-c_j ln f(x_j), alpha), j counted from the block's start and
-    f the background frequency of the candidate; unseen tokens count as seen once.
+    frequencies` makes the table from any text or task. The published sampler is `fixed_k` with this
+    score. Needs confidences, candidates and a file.
+    Rule: s_j = exp(-lambda j) min(-c_j ln f(x_j), alpha), j counted from the region's start and f the
+    background frequency of the candidate; unseen tokens count as seen once. lambda is `decay`.
     Source: PC-Sampler (arXiv:2508.13021) and its code.
     """
 
@@ -36,7 +36,6 @@ class PCSampler(Budgeted):
         return path
 
     def begin(self, state: DecodingState, facts: ModelFacts) -> None:
-        super().begin(state, facts)
         total, counts = read_frequencies(self.frequencies)
         table = torch.full((facts.vocab_size,), 1 / total)
         for token, count in counts.items():
@@ -48,7 +47,7 @@ class PCSampler(Budgeted):
             table[token] = count / total
         state.shared(self)["surprise"] = -(table + 1e-9).log().to(facts.device)
 
-    def scores(self, state: DecodingState, observation: Observation) -> Tensor:
+    def score(self, state: DecodingState, observation: Observation) -> Tensor:
         surprise: Tensor = state.shared(self)["surprise"][observation.tokens]
         calibrated = (observation.log_confidence.exp() * surprise).clamp_max(self.alpha)
         place = observation.positions.columns - observation.positions.first(state.length)
