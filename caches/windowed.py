@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from dllm_sampling import (
     ModelFacts,
     Observation,
     Region,
+    Source,
 )
 
 
@@ -24,14 +26,22 @@ class Windowed(CachePolicy):
     The window's start also goes back to `delay` positions before the last one, so that what the region
     has just left is computed once more with its tokens. Refreshes by forwards count from the block's
     start; refreshes by commits are each row's own, and only that row's entries change.
-    Needs stored keys and values; with `commits`, counts carried by the read-back.
-    Rule: [min(s - left, s' - delay), e + right) for the region [s, e), s' its start one forward ago.
-    Source: dInfer's vicinity refresh (arXiv:2510.08666): left 16, right 16; DSB-cache (arXiv:2602.05992):
-    left 24, right 0, delay 0, commits 32; DCD (arXiv:2601.02076): left 0, right 2, delay 2, commits 32,
-    prompt false.
     """
 
     name: ClassVar[str] = "windowed"
+    rule: ClassVar[str] = (
+        "[min(s - left, s' - delay), e + right) for the region [s, e), s' its start one forward ago."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("dInfer's vicinity refresh", "with left 16, right 16", arxiv="2510.08666"),
+        Source("DSB-cache", "with left 24, right 0, delay 0, commits 32", arxiv="2602.05992"),
+        Source("DCD", "with left 0, right 2, delay 2, commits 32, prompt false", arxiv="2601.02076"),
+    )
+    needs: ClassVar[tuple[str, ...]] = (
+        "stored keys and values",
+        "with `commits`, counts carried by the read-back",
+    )
+    exact_with: ClassVar[Mapping[str, object]] = {"interval": 1}
     left: int = Field(16, ge=0, description="Positions before the region.")
     right: int | None = Field(16, ge=0, description="Positions after it; none for all there are.")
     delay: int | None = Field(None, ge=0, description="Positions before the region's last start.")

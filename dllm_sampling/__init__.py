@@ -38,6 +38,7 @@ _PUBLIC = {
     "Sampler": "engine.sampler",
     "SamplerSettings": "config.sampler_settings",
     "Sampling": "state.sampling",
+    "Source": "policies.source",
     "Step": "engine.step",
     "Study": "study",
     "StudyError": "errors",
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
         Wrapper,
     )
     from dllm_sampling.policies.selection import in_order, largest, log_of, or_the_best, realigned, top_k
+    from dllm_sampling.policies.source import Source
     from dllm_sampling.state.decision import Decision
     from dllm_sampling.state.decoding_state import DecodingState
     from dllm_sampling.state.facts import ModelFacts
@@ -103,7 +105,7 @@ __all__ = [
     "LogitsTransform", "ModelFacts", "NestedBlockSchedule", "NestedCachePolicy",
     "NestedUnmaskingPolicy", "Observation", "Observer", "PluginError", "PluginWarning", "Positions",
     "PromptError",
-    "Region", "Run", "RunConfig", "Sampler", "SamplerSettings", "Sampling", "Step", "Study",
+    "Region", "Run", "RunConfig", "Sampler", "SamplerSettings", "Sampling", "Source", "Step", "Study",
     "StudyError", "Task", "UnmaskingPolicy", "Wrapper", "for_transformers", "in_order", "largest",
     "load_model", "log_of", "or_the_best", "realigned", "registry", "top_k",
 ]  # fmt: skip

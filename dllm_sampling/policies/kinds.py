@@ -2,19 +2,20 @@
 
 A policy is a frozen pydantic model: its fields are its parameters, unknown keys are errors. It keeps
 no run state; what it must remember lives in `state.memory(self)`. Every kind has one abstract method;
-the hooks of `hookspecs.RunSpec` may be defined besides, each a no-op where it is not.
+the hooks of `run_spec.RunSpec` may be defined besides, each a no-op where it is not.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from dllm_sampling.errors import ConfigurationError
+from dllm_sampling.errors import ConfigurationError, unknown_name
 from dllm_sampling.policies.named import Named
+from dllm_sampling.policies.source import Source
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,10 +36,32 @@ LIFECYCLE = frozenset(
 class Policy(Named, ABC):
     """Settings that take part in a run. Subclass one of the kinds below, not this.
 
-    hooks: those of `hookspecs.RunSpec` that a policy of this kind answers; any may watch the lifecycle.
+    What a class says of itself stands beside its name, and is shown by `dllm-sampling strategies` and in the
+    catalogue.
+
+    Attributes:
+        hooks: Those of `run_spec.RunSpec` that a policy of this kind answers; any may watch the lifecycle.
+        rule: What it does as a formula, in one or two lines.
+        sources: Whose rule it is.
+        needs: What it asks of the engine beyond the logits of open positions, each in a few words.
+        bibtex: Entries to cite, for sources that have no arXiv or openreview id or none that ships.
     """
 
     hooks: ClassVar[frozenset[str]] = frozenset()
+    rule: ClassVar[str] = ""
+    sources: ClassVar[tuple[Source, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
+    bibtex: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for fact, item in (("sources", Source), ("needs", str)):
+            given = getattr(cls, fact)
+            if not isinstance(given, tuple) or not all(isinstance(one, item) for one in given):
+                raise TypeError(f"{cls.__name__}: {fact} = {given!r} must be a tuple of {item.__name__}.")
+        for fact in ("rule", "bibtex"):
+            if not isinstance(getattr(cls, fact), str):
+                raise TypeError(f"{cls.__name__}: {fact} = {getattr(cls, fact)!r} must be a string.")
 
     def children(self) -> Iterator[tuple[str, Policy]]:
         """The policies held in this one's fields, with their path."""
@@ -96,10 +119,31 @@ class UnmaskingPolicy(Policy, ABC):
 
 
 class CachePolicy(Policy, ABC):
-    """Decides which positions each forward recomputes."""
+    """Decides which positions each forward recomputes.
+
+    Attributes:
+        exact_with: The settings with which it decodes to the same tokens as `none`: an empty mapping for any,
+            None where no settings are known to. The conformance suite decodes with them.
+    """
 
     kind: ClassVar[str] = "cache"
     hooks: ClassVar[frozenset[str]] = frozenset({"plan_forward"})
+    exact_with: ClassVar[Mapping[str, object] | None] = None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        for field in cls.exact_with or ():
+            if field not in cls.model_fields:
+                raise TypeError(
+                    f"{cls.__name__}: exact_with: {unknown_name('field', field, cls.model_fields)}"
+                )
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is known to decode to the same tokens as `none` with these settings."""
+        wanted = self.exact_with
+        return wanted is not None and all(getattr(self, field) == value for field, value in wanted.items())
 
     @abstractmethod
     def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan:

@@ -105,11 +105,18 @@ class PolicyConformance:
             f"name = {policy.name!r}: names are lower case with underscores; config files use them."
         )
 
-    def test_its_docstring_names_a_source(self, policy: Policy) -> None:
-        text = type(policy).__doc__ or ""
-        assert "Source:" in text, (
-            "end the class docstring with `Source:` and the paper, or `Source: ours.`: who reads a result "
-            "wants to know whose rule it was."
+    def test_it_says_what_its_rule_is_and_whose(self, policy: Policy) -> None:
+        """By itself: what it inherits was said of another rule."""
+        own = vars(type(policy))
+        assert own.get("sources"), (
+            "give the class `sources: ClassVar[tuple[Source, ...]]`, with the paper, "
+            '(Source("Fast-dLLM", arxiv="2505.22618"),), or (Source("ours"),): who reads a result wants to '
+            "know whose rule it was."
+        )
+        # An observer decides nothing.
+        assert own.get("rule") or self.kind is Observer, (
+            "say what it does as a formula: give the class "
+            '`rule: ClassVar[str] = "commit {i : c_i >= threshold}."`'
         )
 
     def test_its_settings_are_frozen(self, policy: Policy) -> None:
@@ -273,6 +280,22 @@ class CachePolicyConformance(PolicyConformance):
         assert torch.equal(first.sequences, second.sequences), (
             "with a refresh in every forward the tokens must be those of no cache at all."
         )
+
+    def test_what_it_calls_exact_is_exact(self, policy: CachePolicy) -> None:
+        """With the settings of `exact_with`, and as it is where it says `exact`."""
+        said = [policy] if policy.exact else []
+        if policy.exact_with is not None:
+            own = {field: getattr(policy, field) for field in type(policy).model_fields}
+            said.append(type(policy).model_validate({**own, **policy.exact_with}))
+        for cache in said:
+            mine = self._sampler(cache, tiny_model(), unmasking={"name": "fixed_k", "k": 2})
+            plain = Sampler(tiny_model(), **{**_settings(mine), "cache": "none"})
+            # Long enough that a window around a block does not hold it all.
+            first, second = (s.generate(_prompts(), 4 * _GEN_LENGTH) for s in (mine, plain))
+            assert torch.equal(first.sequences, second.sequences), (
+                f"{cache!r} says that it is exact, and decodes to other tokens than no cache at all: "
+                "`exact_with` names settings with which nothing that is stale is read, or is None."
+            )
 
     def test_every_forward_predicts_what_is_open(self, policy: CachePolicy) -> None:
         for step in self._sampler(policy, tiny_model()).steps(_prompts(), _GEN_LENGTH):

@@ -7,20 +7,29 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, Observation, UnmaskingPolicy, in_order, largest
+from dllm_sampling import DecodingState, Observation, Source, UnmaskingPolicy, in_order, largest
 
 
 class EntropyBound(UnmaskingPolicy):
     """Commit the longest prefix whose joint entropy exceeds its largest one by at most `gamma`.
 
     Positions are taken by `order`, the surest first. The sum of entropies bounds the joint entropy, so
-    what is committed at once depends on each other by no more than gamma nats. Needs entropies.
-    Rule: the largest k with sum_{j<=k} H_(j) - max_{j<=k} H_(j) <= gamma; k = 1 always passes.
-    Source: EB-Sampler (arXiv:2505.24857); no official code. Defaults as in PC-Sampler's; d2Cache's
-    takes its running maximum across the batch, which is not followed.
+    what is committed at once depends on each other by no more than gamma nats.
     """
 
     name: ClassVar[str] = "entropy_bound"
+    rule: ClassVar[str] = (
+        "the largest k with sum_{j<=k} H_(j) - max_{j<=k} H_(j) <= gamma; k = 1 always passes."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source(
+            "EB-Sampler",
+            "no official code. Defaults as in PC-Sampler's; d2Cache's takes its running maximum across "
+            "the batch, which is not followed",
+            arxiv="2505.24857",
+        ),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("entropies",)
     gamma: float = Field(0.01, ge=0, description="Bound in nats.")
     order: Literal["entropy", "confidence", "margin"] = Field(
         "entropy", description="What makes a position surer: low entropy, confidence, margin."

@@ -8,20 +8,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, Observation, UnmaskingPolicy, in_order
+from dllm_sampling import DecodingState, Observation, Source, UnmaskingPolicy, in_order
 
 
 class Factor(UnmaskingPolicy):
     """Commit the n most confident positions, for the largest n with (n + 1)(1 - c_(n)) < factor.
 
-    c_(n) is the n-th largest confidence. Where no n passes, the single most confident position.
-    The published code commits one more where only the last candidate fails; this is the paper's rule.
-    Needs the confidences alone.
-    Rule: commit the n largest, n = max {n : (n + 1)(1 - c_(n)) < factor}, at least 1.
-    Source: Fast-dLLM (arXiv:2505.22618), section 3.3, factor-based decoding.
+    c_(n) is the n-th largest confidence. Where no n passes, the single most confident position. The
+    published code commits one more where only the last candidate fails; this is the paper's rule.
     """
 
     name: ClassVar[str] = "factor"
+    rule: ClassVar[str] = "commit the n largest, n = max {n : (n + 1)(1 - c_(n)) < factor}, at least 1."
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("Fast-dLLM", "section 3.3, factor-based decoding", arxiv="2505.22618"),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("the confidences alone",)
     factor: float = Field(1.0, gt=0, description="Bound on (n + 1)(1 - c_(n)).")
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:

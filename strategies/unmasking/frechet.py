@@ -7,21 +7,22 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, Observation, UnmaskingPolicy, in_order, largest
+from dllm_sampling import DecodingState, Observation, Source, UnmaskingPolicy, in_order, largest
 
 
 class Frechet(UnmaskingPolicy):
     """Commit the longest prefix of the most confident whose joint probability is surely not small.
 
-    With c_(1) >= c_(2) >= ..., the joint probability of the first n candidates is at least
-    L_n = sum of c_(j) - (n - 1), and that of anything else at position n at most U_n = 1 - c_(n); the
-    prefix ends where L_n - U_n falls to `delta`. The most confident position is always committed. At
-    equal confidences this is `factor` with factor = 1 - delta. Needs the confidences alone.
-    Rule: commit #{n : L_n - U_n > delta}, at least 1.
-    Source: Fast-dLLM++ (arXiv:2606.02955) and its code.
+    With c_(1) >= c_(2) >= ..., the joint probability of the first n candidates is at least L_n = sum of
+    c_(j) - (n - 1), and that of anything else at position n at most U_n = 1 - c_(n); the prefix ends
+    where L_n - U_n falls to `delta`. The most confident position is always committed. At equal
+    confidences this is `factor` with factor = 1 - delta.
     """
 
     name: ClassVar[str] = "frechet"
+    rule: ClassVar[str] = "commit #{n : L_n - U_n > delta}, at least 1."
+    sources: ClassVar[tuple[Source, ...]] = (Source("Fast-dLLM++", "and its code", arxiv="2606.02955"),)
+    needs: ClassVar[tuple[str, ...]] = ("the confidences alone",)
     delta: float = Field(0.25, ge=0, lt=1, description="Least gap between the two bounds.")
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:

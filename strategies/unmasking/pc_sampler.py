@@ -11,20 +11,23 @@ from dllm_sampling.strategies.shared.budget import Budgeted
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from dllm_sampling import ConfigurationError, DecodingState, ModelFacts, Observation
+from dllm_sampling import ConfigurationError, DecodingState, ModelFacts, Observation, Source
 
 
 class PCSampler(Budgeted):
     """Commit up to a budget by confidence, calibrated against common tokens, with the start favoured.
 
     A confident frequent token (a comma) says less than a confident rare one. `dllm-sampling
-    frequencies` makes the table from any text or task. Needs confidences, candidates and a file.
-    Rule: the k largest of exp(-decay j) min(-c_j ln f(x_j), alpha), j counted from the block's start and
-    f the background frequency of the candidate; unseen tokens count as seen once.
-    Source: PC-Sampler (arXiv:2508.13021) and its code.
+    frequencies` makes the table from any text or task.
     """
 
     name: ClassVar[str] = "pc_sampler"
+    rule: ClassVar[str] = (
+        "the k largest of exp(-decay j) min(-c_j ln f(x_j), alpha), j counted from the block's start and\n"
+        "f the background frequency of the candidate; unseen tokens count as seen once."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (Source("PC-Sampler", "and its code", arxiv="2508.13021"),)
+    needs: ClassVar[tuple[str, ...]] = ("confidences and candidates", "a file of token counts")
     frequencies: Path = Field(description="The table of token counts that `dllm-sampling frequencies` makes.")
     decay: float = Field(0.25, ge=0, description="How fast positions lose weight; lambda in the paper.")
     alpha: float = Field(10.0, gt=0, description="Largest calibrated score.")

@@ -8,18 +8,18 @@ from dllm_sampling.strategies.shared.parts import masks_of
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, NestedUnmaskingPolicy, Observation, UnmaskingPolicy, top_k
+from dllm_sampling import DecodingState, NestedUnmaskingPolicy, Observation, Source, UnmaskingPolicy, top_k
 
 
 class WithBudget(UnmaskingPolicy):
-    """The most confident of what another policy commits, at most `k`.
-
-    Needs the confidences, and a policy that commits and does nothing else.
-    Rule: the k most confident of a set.
-    Source: the caps of published rules, such as WINO's (arXiv:2507.18578).
-    """
+    """The most confident of what another policy commits, at most `k`."""
 
     name: ClassVar[str] = "with_budget"
+    rule: ClassVar[str] = "the k most confident of a set."
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("the caps of published rules", "such as WINO's", arxiv="2507.18578"),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("the confidences", "a policy that commits and does nothing else")
     policy: NestedUnmaskingPolicy = Field(description="The policy that proposes.")
     k: int = Field(ge=1, description="Most positions committed a forward.")
 
