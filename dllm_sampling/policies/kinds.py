@@ -104,16 +104,38 @@ class UnmaskingPolicy(Policy, ABC):
 
     @abstractmethod
     def select(self, state: DecodingState, observation: Observation) -> Tensor | Decision:
-        """Every step: bool `[batch, region]` of positions to commit, or a full Decision.
+        """Choose the positions that are committed: the hook `select`.
 
-        The engine commits what is eligible of it. Where that is nothing, and the row has no idle
-        steps left, it commits the row's most confident eligible position.
+        Where nothing of the answer is eligible, and the row has no idle steps left, the engine commits the
+        row's most confident eligible position.
+
+        Args:
+            state: The canvases, before the step is committed.
+            observation: What the forward shows of the region.
+
+        Returns:
+            Bool `[batch, region]`, or a full Decision.
         """
 
     def idle_steps(self, targets: int) -> int:
-        """How many steps a row of `targets` may pass without net progress, an integer. 0 unless overridden.
+        """Say how many steps a row may pass without net progress. None, unless a rule says otherwise.
 
         A step that commits fewer than it remasks, or as many, costs 1 plus the shortfall.
+
+        Called:
+            Once a row, before `plan_blocks`.
+
+        Args:
+            targets: Targets of the row.
+
+        Returns:
+            An integer from 0 on.
+
+        May change:
+            Nothing.
+
+        On a bad answer:
+            PluginError at once for another type or a number below 0 or above 2147483647.
         """
         return 0
 
@@ -147,7 +169,15 @@ class CachePolicy(Policy, ABC):
 
     @abstractmethod
     def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan:
-        """Every step: the positions to compute. The first plan of a run must be a refresh."""
+        """Choose the positions that this forward recomputes: the hook `plan_forward`.
+
+        Args:
+            state: The canvases as the last step left them.
+            region: The region of the step.
+
+        Returns:
+            The plan. The first one of a run must be a refresh.
+        """
 
 
 class BlockSchedule(Policy, ABC):
@@ -158,10 +188,24 @@ class BlockSchedule(Policy, ABC):
 
     @abstractmethod
     def plan_region(self, state: DecodingState) -> Region:
-        """Every step: the positions that may be written or read now, one open target at least."""
+        """Offer the positions that may be written or read now: the hook `plan_region`.
+
+        Args:
+            state: The canvases as the last step left them.
+
+        Returns:
+            The region, with one open target at least.
+        """
 
     def plan_blocks(self, state: DecodingState) -> Tensor | None:
-        """Targets in each block, `[batch, blocks]`; None where the blocks cannot be known ahead."""
+        """Say how many targets each block has: the hook `plan_blocks`.
+
+        Args:
+            state: The canvases, nothing committed.
+
+        Returns:
+            Int64 `[batch, blocks]`; None where the blocks cannot be known ahead.
+        """
         return None
 
 
@@ -173,7 +217,26 @@ class LogitsTransform(Policy, ABC):
 
     @abstractmethod
     def transform(self, state: DecodingState, observation: Observation) -> Tensor:
-        """Every step: new logits `[batch, region, vocabulary]`; the old ones must not be changed."""
+        """Change the logits before anything else reads them.
+
+        Called:
+            Every step, after the forward, in the order of the config. Each transform gets the logits of the
+            one before it.
+
+        Args:
+            state: The canvases, before the step is committed.
+            observation: What the forward shows of the region, an entry for each of its positions.
+
+        Returns:
+            New logits `[batch, region, vocabulary]`, floating-point; minus infinity rules a token out.
+
+        May change:
+            Its own memory. The logits that it is given stay as they are.
+
+        On a bad answer:
+            PluginError at once for another type, shape or device. DecodingError when the step is read back
+            for NaN, or nothing but minus infinity, at an open target.
+        """
 
 
 class Wrapper(Policy, ABC):
