@@ -208,8 +208,8 @@ class RunSpec:
             observation: What the forward shows of the region, an entry for each of its positions.
 
         Returns:
-            Bool `[batch, region]`, true where a position may be committed. Every answer counts: a position
-                stays eligible where all are true.
+            Bool `[batch, region]`, true where a position may be committed. Every answer counts, and a
+                position stays eligible where all are true.
 
         May change:
             Its own memory. It can make fewer positions eligible, never more.
