@@ -80,8 +80,9 @@ DISTRIBUTIONS = {
 class PolicyConformance:
     """What every policy must do. Subclass one of the classes below, which say how it is used.
 
-    settings: further settings of the sampler in which the policy is tried, such as a schedule it needs.
-    syncs_per_step: host synchronisations that the policy itself makes in a step; shipped ones make none.
+    Attributes:
+        settings: Further settings of the sampler in which the policy is tried, such as a schedule it needs.
+        syncs_per_step: Host synchronisations that the policy itself makes in a step; shipped ones make none.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {}
