@@ -16,6 +16,7 @@ from dllm_sampling import (
     NestedCachePolicy,
     Observation,
     Region,
+    Source,
 )
 
 
@@ -23,13 +24,22 @@ class CommitRefresh(CachePolicy):
     """Another cache policy, and a refresh of each row that has committed so much since its last one.
 
     A refresh by this rule is the row's own: only its entries change, the rows beside it compute what the
-    other policy plans. Needs counts carried by the read-back, and another cache policy.
-    Rule: everything in a row with at least `commits` commits since its last refresh, else what the other
-    policy plans.
-    Source: DSB-cache (arXiv:2602.05992) and DCD (arXiv:2601.02076), both after 32 and around `trailing`.
+    other policy plans.
     """
 
     name: ClassVar[str] = "commit_refresh"
+    rule: ClassVar[str] = (
+        "everything in a row with at least `commits` commits since its last refresh, else what the\n"
+        "other policy plans."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("DSB-cache", "after 32 and around `trailing`", arxiv="2602.05992"),
+        Source("DCD", "the same", arxiv="2601.02076"),
+    )
+    needs: ClassVar[tuple[str, ...]] = (
+        "counts carried by the read-back",
+        "another cache policy",
+    )
     policy: NestedCachePolicy = Field(description="The cache policy between refreshes.")
     commits: int = Field(32, ge=1, description="Commits from one refresh of a row to the next.")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field
 
-from dllm_sampling import CachePolicy, Decision, DecodingState, ForwardPlan, Observation, Region
+from dllm_sampling import CachePolicy, Decision, DecodingState, ForwardPlan, Observation, Region, Source
 
 
 class Delayed(CachePolicy):
@@ -15,13 +16,21 @@ class Delayed(CachePolicy):
     Every forward computes all open targets of the canvas, in later blocks too, and what was written in
     the step before, once more as the token that it has become. The first two forwards of a block and
     every `interval`-th are refreshes; interval 1 recomputes everything, as `none` does.
-    Needs stored keys and values, positions that differ from row to row, and counts carried by the
-    read-back.
-    Rule: recompute {i : i was not a token one forward ago}; all of it when i mod N = 0 or i <= 1.
-    Source: dKV-Cache-Decode (arXiv:2505.15781) and its code for LLaDA.
     """
 
     name: ClassVar[str] = "delayed"
+    rule: ClassVar[str] = (
+        "recompute {i : i was not a token one forward ago}; all of it when i mod N = 0 or i <= 1."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("dKV-Cache-Decode", "and its code for LLaDA", arxiv="2505.15781"),
+    )
+    needs: ClassVar[tuple[str, ...]] = (
+        "stored keys and values",
+        "positions that differ from row to row",
+        "counts carried by the read-back",
+    )
+    exact_with: ClassVar[Mapping[str, object]] = {"interval": 1}
     interval: int = Field(8, ge=1, description="Forwards of a block from one refresh to the next; N.")
 
     def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan:

@@ -6,21 +6,39 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from dllm_sampling import CachePolicy, Decision, DecodingState, ForwardPlan, Observation, Positions, Region
+from dllm_sampling import (
+    CachePolicy,
+    Decision,
+    DecodingState,
+    ForwardPlan,
+    Observation,
+    Positions,
+    Region,
+    Source,
+)
 
 
 class EntropyRefresh(CachePolicy):
     """Recompute the region's open targets and the latest tokens; refresh after an uncertain commit.
 
     Uncertain is a step whose committed tokens came from a distribution of more than `threshold` nats. A
-    refresh by this rule is each row's own. Needs entropies, and when each position was committed.
-    Rule: E = max entropy of what the last step committed; all if E > threshold, else the open targets
-    of the region and the `recent` positions committed last.
-    Source: EntropyCache (arXiv:2603.18489), by its abstract and figure; no code is published. `recent`
-    is a third party's report, `threshold` ours: the published one was not found.
+    refresh by this rule is each row's own.
     """
 
     name: ClassVar[str] = "entropy_refresh"
+    rule: ClassVar[str] = (
+        "E = max entropy of what the last step committed; all if E > threshold, else the open targets\n"
+        "of the region and the `recent` positions committed last."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source(
+            "EntropyCache",
+            "by its abstract and figure; no code is published. `recent` is a third party's report, "
+            "`threshold` ours: the published one was not found",
+            arxiv="2603.18489",
+        ),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("entropies", "when each position was committed")
     threshold: float = Field(1.0, ge=0, description="Entropy above which everything is recomputed, in nats.")
     recent: int = Field(64, ge=0, description="Latest committed positions that are recomputed.")
 

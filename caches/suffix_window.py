@@ -17,6 +17,7 @@ from dllm_sampling import (
     NestedCachePolicy,
     Positions,
     Region,
+    Source,
 )
 
 
@@ -24,15 +25,19 @@ class SuffixWindow(CachePolicy):
     """Another cache policy that sees only the nearest masks behind the block, and the canvas's tail.
 
     What is not seen is not computed either; positions keep their ids. With `decay` the nearest masks
-    are drawn at the start of a block, the nearer the likelier. Needs a visible set, and random numbers
-    with `decay`.
-    Rule: of the masks at distance d = 0, 1, ... behind the block keep those with d < window (and
-    u < scale phi(decay d / (window - 1)), phi the normal density), and the last `tail` of the canvas.
-    Source: Streaming-dLLM (arXiv:2601.17917): window 96, tail 1; DPad (arXiv:2508.14148): window 256,
-    tail 0, decay 4, scale 2.
+    are drawn at the start of a block, the nearer the likelier.
     """
 
     name: ClassVar[str] = "suffix_window"
+    rule: ClassVar[str] = (
+        "of the masks at distance d = 0, 1, ... behind the block keep those with d < window (and\n"
+        "u < scale phi(decay d / (window - 1)), phi the normal density), and the last `tail` of the canvas."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("Streaming-dLLM", "with window 96, tail 1", arxiv="2601.17917"),
+        Source("DPad", "with window 256, tail 0, decay 4, scale 2", arxiv="2508.14148"),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("a visible set", "random numbers with `decay`")
     policy: NestedCachePolicy = Field(description="The cache policy within what is visible.")
     window: int = Field(96, ge=0, description="Masks that stay visible behind the block.")
     tail: int = Field(1, ge=0, description="Last targets of the canvas that stay visible.")

@@ -14,6 +14,7 @@ from dllm_sampling import (
     ModelFacts,
     Observation,
     Region,
+    Source,
 )
 
 
@@ -21,13 +22,25 @@ class Trailing(CachePolicy):
     """Recompute the region, and what it has just left once more with its tokens.
 
     Meant for the `sliding` schedule, with `commit_refresh` around it. The first forward of a block
-    refreshes. Needs stored keys and values, and where each row's region started one forward ago.
-    Rule: [min(s - left, s' - delay), e + right) for the region [s, e), s' its start one forward ago.
-    Source: DSB-cache (arXiv:2602.05992): left 24, right 0, delay 0; DCD (arXiv:2601.02076): left 0,
-    right 2, delay 2, prompt false. Both refresh after 32 commits.
+    refreshes.
     """
 
     name: ClassVar[str] = "trailing"
+    rule: ClassVar[str] = (
+        "[min(s - left, s' - delay), e + right) for the region [s, e), s' its start one forward ago."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("DSB-cache", "with left 24, right 0, delay 0", arxiv="2602.05992"),
+        Source(
+            "DCD",
+            "with left 0, right 2, delay 2, prompt false; both refresh after 32 commits",
+            arxiv="2601.02076",
+        ),
+    )
+    needs: ClassVar[tuple[str, ...]] = (
+        "stored keys and values",
+        "where each row's region started one forward ago",
+    )
     left: int = Field(24, ge=0, description="Positions before the region.")
     right: int | None = Field(0, ge=0, description="Positions after it; none for all there are.")
     delay: int = Field(0, ge=0, description="Positions before the region's last start.")

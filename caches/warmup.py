@@ -14,19 +14,27 @@ from dllm_sampling import (
     NestedCachePolicy,
     Observation,
     Region,
+    Source,
 )
 
 
 class WarmUp(CachePolicy):
     """Another cache policy, once a row has had its first forwards, which all are refreshes.
 
-    Early predictions change most, and stale entries hurt them most. Needs each row's clock, carried by
-    the read-back, and another cache policy.
-    Rule: everything in the first `forwards` forwards of a row, then what the other policy plans.
-    Source: dInfer (arXiv:2510.08666), which takes 4 and goes on with `windowed`.
+    Early predictions change most, and stale entries hurt them most.
     """
 
     name: ClassVar[str] = "warmup"
+    rule: ClassVar[str] = (
+        "everything in the first `forwards` forwards of a row, then what the other policy plans."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("dInfer", "which takes 4 and goes on with `windowed`", arxiv="2510.08666"),
+    )
+    needs: ClassVar[tuple[str, ...]] = (
+        "each row's clock, carried by the read-back",
+        "another cache policy",
+    )
     policy: NestedCachePolicy = Field(description="The cache policy afterwards.")
     forwards: int = Field(4, ge=1, description="A row's first forwards of a run, all refreshes.")
 

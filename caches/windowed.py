@@ -6,18 +6,19 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from dllm_sampling import CachePolicy, DecodingState, ForwardPlan, Region
+from dllm_sampling import CachePolicy, DecodingState, ForwardPlan, Region, Source
 
 
 class Windowed(CachePolicy):
     """Refresh at the start of a block; then recompute the region with some positions on both sides.
 
-    `interval` and `warmup` around it add dInfer's other refreshes. Needs stored keys and values.
-    Rule: everything on the first forward of a block [s, e), then [s - left, e + right).
-    Source: dInfer's vicinity refresh (arXiv:2510.08666).
+    `interval` and `warmup` around it add dInfer's other refreshes.
     """
 
     name: ClassVar[str] = "windowed"
+    rule: ClassVar[str] = "everything on the first forward of a block [s, e), then [s - left, e + right)."
+    sources: ClassVar[tuple[Source, ...]] = (Source("dInfer's vicinity refresh", arxiv="2510.08666"),)
+    needs: ClassVar[tuple[str, ...]] = ("stored keys and values",)
     left: int = Field(16, ge=0, description="Positions before the region.")
     right: int | None = Field(16, ge=0, description="Positions after it; none for all there are.")
 

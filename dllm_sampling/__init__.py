@@ -40,6 +40,7 @@ _PUBLIC = {
     "SamplerSettings": "config.sampler_settings",
     "Sampling": "state.sampling",
     "Score": "policies.kinds",
+    "Source": "policies.source",
     "Step": "engine.step",
     "Study": "study",
     "StudyError": "errors",
@@ -102,6 +103,7 @@ if TYPE_CHECKING:
         reranked,
         top_k,
     )
+    from dllm_sampling.policies.source import Source
     from dllm_sampling.state.decision import Decision
     from dllm_sampling.state.decoding_state import DecodingState
     from dllm_sampling.state.facts import ModelFacts
@@ -119,10 +121,10 @@ __all__ = [
     "DecodingError", "DecodingState", "DllmSamplingError", "Example", "ForwardPlan", "GenerationResult",
     "LogitsTransform", "ModelFacts", "NestedBlockSchedule", "NestedCachePolicy", "NestedScore",
     "NestedUnmaskingPolicy", "Observation", "Observer", "PluginError", "PluginWarning", "Positions",
-    "PromptError",
-    "Region", "Run", "RunConfig", "Sampler", "SamplerSettings", "Sampling", "Score", "Step", "Study",
-    "StudyError", "Task", "UnmaskingPolicy", "Wrapper", "for_transformers", "in_order", "largest",
-    "load_model", "log_of", "or_the_best", "realigned", "registry", "reranked", "top_k",
+    "PromptError", "Region", "Run", "RunConfig", "Sampler", "SamplerSettings", "Sampling", "Score",
+    "Source", "Step", "Study", "StudyError", "Task", "UnmaskingPolicy", "Wrapper", "for_transformers",
+    "in_order", "largest", "load_model", "log_of", "or_the_best", "realigned", "registry", "reranked",
+    "top_k",
 ]  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Write docs/catalogue from the code: `python docs/gen_catalogue.py`.
 
-One page for each policy that ships and a table of them all. Everything on a page is the docstring, the
-fields and the BibTeX entries of the class, and its rows in docs/examples/catalogue.json where that is there.
+One page for each policy that ships and a table of them all. Everything on a page is the docstring, the facts,
+the fields and the BibTeX entries of the class, and its rows in docs/examples/catalogue.json where there are
+any.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dllm_sampling.cli.listing import type_name
 from dllm_sampling.plugins.discovery import load
-from dllm_sampling.plugins.references import bibtex_of, ids_of, section
+from dllm_sampling.plugins.references import bibtex_of
 from dllm_sampling.plugins.registry import KIND_TITLES
-from dllm_sampling.policies.kinds import KINDS
-from dllm_sampling.policies.named import Named
+from dllm_sampling.policies.kinds import KINDS, CachePolicy, Policy
+from dllm_sampling.policies.source import Source
 
 DOCS = Path(__file__).parent
 FOLDER = DOCS / "catalogue"
@@ -31,7 +33,7 @@ MEASURES = (
 )
 
 
-def shipped() -> dict[str, type[Named]]:
+def shipped() -> dict[str, type[Policy]]:
     """Every policy that ships, by name; installed plugins of others are left out."""
     source = load("strategies,caches", None, strict=True)
     return {name: cls for kind in KINDS for name, cls in source.classes(kind.kind).items()}
@@ -52,28 +54,17 @@ def recorded() -> dict[str, Any] | None:
     return samplers
 
 
-def parts(cls: type[Named]) -> dict[str, str]:
-    """A docstring's summary, body, needs, rule and source; an empty text for what it does not say."""
-    doc = inspect.getdoc(cls) or ""
-    prose = re.split(r"\b(?:Rule|Source):\s", doc, maxsplit=1)[0]
-    needs = re.search(r"\bNeeds\s.*?\.(?=\s|\Z)", prose, re.DOTALL)
-    if needs:
-        prose = prose.replace(needs[0], "")
-    summary, _, body = prose.partition("\n\n")
-    return {
-        "summary": _joined(summary),
-        "body": _joined(body),
-        "needs": _joined(needs[0]).removeprefix("Needs ") if needs else "",
-        "rule": section(doc, "Rule"),
-        "source": _joined(section(doc, "Source")),
-    }
+def summary_and_body(cls: type[Policy]) -> tuple[str, str]:
+    """The first paragraph of a docstring, and the rest; a blank line stands between the paragraphs of it."""
+    summary, *body = [_joined(text) for text in (inspect.getdoc(cls) or "").split("\n\n")]
+    return summary, "\n\n".join(body)
 
 
 def _joined(text: str) -> str:
     return " ".join(text.split())
 
 
-def _index(policies: dict[str, type[Named]]) -> str:
+def _index(policies: dict[str, type[Policy]]) -> str:
     lines = [
         "# Catalogue",
         "",
@@ -83,40 +74,58 @@ def _index(policies: dict[str, type[Named]]) -> str:
         "|---|---|---|---|",
     ]
     for name, cls in policies.items():
-        links = ", ".join(_link(i) for i in ids_of(cls))
+        links = ", ".join(f"[{source.id}]({source.url})" for source in cls.sources if source.id)
         title = KIND_TITLES[cls.kind]
-        lines.append(f"| [`{name}`]({name}.md) | {title} | {_cell(parts(cls)['summary'])} | {links} |")
+        summary, _ = summary_and_body(cls)
+        lines.append(f"| [`{name}`]({name}.md) | {title} | {_cell(summary)} | {links} |")
     return "\n".join(lines) + "\n"
-
-
-def _link(i: str) -> str:
-    arxiv = re.fullmatch(r"[\d.]+", i)
-    return f"[{i}](https://arxiv.org/abs/{i})" if arxiv else f"[{i}](https://openreview.net/forum?id={i})"
 
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _page(cls: type[Named], study: dict[str, Any] | None) -> str:
-    said = parts(cls)
+def _page(cls: type[Policy], study: dict[str, Any] | None) -> str:
+    summary, body = summary_and_body(cls)
     blocks = [
         "<!-- Written by docs/gen_catalogue.py; do not edit. -->",
         f"# `{cls.name}`",
-        f"{KIND_TITLES[cls.kind].capitalize()}. {said['summary']}",
-        said["body"],
+        f"{KIND_TITLES[cls.kind].capitalize()}. {summary}",
+        body,
         "## Rule",
-        _fenced("text", said["rule"]),
+        _fenced("text", cls.rule),
         "## Parameters",
         _parameters(cls),
         "## What it needs from the engine",
-        _capital(said["needs"]),
+        _list(cls.needs) or "Nothing.",
+        *_exactness(cls),
         *_in_the_study(cls.name, study),
-        "## Source",
-        _capital(said["source"]),
+        "## Sources",
+        _list([_linked(source) for source in cls.sources]),
         _fenced("bibtex", bibtex_of(cls)),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _list(texts: Sequence[str]) -> str:
+    return "\n".join(f"- {_capital(text)}" for text in texts)
+
+
+def _linked(source: Source) -> str:
+    text = str(source)
+    return text.replace(source.label, f"[{source.label}]({source.url})", 1) if source.id else text
+
+
+def _exactness(cls: type[Policy]) -> list[str]:
+    """Whether a cache policy decodes to the same tokens as `none`."""
+    if not issubclass(cls, CachePolicy):
+        return []
+    said = "No: its tokens may differ from those of [`none`](none.md)."
+    if cls.exact_with is not None:
+        settings = ", ".join(f"`{field}` {value}" for field, value in cls.exact_with.items())
+        said = f"With {settings}: " if settings else "Yes: "
+        said += "it decodes to the same tokens as [`none`](none.md)."
+    return ["## Is it exact?", said]
 
 
 def _capital(text: str) -> str:
@@ -128,7 +137,7 @@ def _fenced(language: str, text: str) -> str:
     return f"```{language}\n{text}\n```"
 
 
-def _parameters(cls: type[Named]) -> str:
+def _parameters(cls: type[Policy]) -> str:
     if not cls.model_fields:
         return "None."
     properties = cls.model_json_schema()["properties"]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import griffe
 import typer.main
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
@@ -22,114 +22,14 @@ from mkdocs.structure.pages import Page
 import dllm_sampling
 import dllm_sampling.testing
 from dllm_sampling.cli.app import app
-from dllm_sampling.engine import run_hooks
+from dllm_sampling.engine import answers, run_hooks
 from dllm_sampling.plugins.discovery_spec import DiscoverySpec
 from dllm_sampling.plugins.registry import HOOK_KINDS, KIND_TITLES
-from dllm_sampling.policies import run_spec as hookspecs
+from dllm_sampling.policies import run_spec
 from dllm_sampling.policies.kinds import KINDS, LIFECYCLE
 from dllm_sampling.policies.run_spec import HOOK_VERSION, RunSpec
 
 ROOT = Path(__file__).parent.parent
-Often = Literal["batch", "block", "step", "rows"]
-OFTEN: dict[Often, str] = {
-    "batch": "once a batch",
-    "block": "once a block",
-    "step": "every step",
-    "rows": "each time rows leave the batch and others stay",
-}
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a signature does not say of a hook of the run."""
-
-    often: Often
-    when: str
-    answer: str
-    may_change: str
-
-
-_MEMORY = "Its own memory."
-RUN_HOOKS: dict[str, Facts] = {
-    "plan_blocks": Facts(
-        "batch",
-        "Before everything else.",
-        "The first that is not None: `state.targets_in_block`. None where blocks cannot be known ahead.",
-        "Nothing.",
-    ),
-    "begin": Facts(
-        "batch",
-        "After `plan_blocks`, before the first forward.",
-        "None.",
-        "Its own memory. It may raise ConfigurationError for settings that do not suit the model.",
-    ),
-    "plan_region": Facts(
-        "step",
-        "First in a step.",
-        "The first that is not None: the `Region` of the step. At least one open target must lie in it.",
-        "Its own memory. With `starts_block=True` the region starts a block.",
-    ),
-    "block_started": Facts(
-        "block",
-        "After the `plan_region` that starts a block, before its first forward.",
-        "None.",
-        _MEMORY,
-    ),
-    "plan_forward": Facts(
-        "step",
-        "After `plan_region`.",
-        "The first that is not None: the `ForwardPlan` of the step. The first of a run must be a refresh.",
-        "Its own memory.",
-    ),
-    "canvases": Facts(
-        "step",
-        "After `plan_forward`, before the forward.",
-        "Every answer counts: tokens by name, shaped as `state.tokens`. The names must differ.",
-        "Its own memory. The forward computes the further canvases, too.",
-    ),
-    "restrict": Facts(
-        "step",
-        "After the forward and the logits transforms.",
-        "Every answer counts: a position stays eligible where all are true.",
-        "Its own memory. It can make fewer positions eligible, never more.",
-    ),
-    "select": Facts(
-        "step",
-        "After `restrict`.",
-        "The first that is not None: a mask of positions to commit, or a `Decision`.",
-        "Its own memory. What it asks for goes through the progress guard.",
-    ),
-    "committed": Facts(
-        "step",
-        "After the decision was applied.",
-        "None. `decision` is what was done, forced commits included.",
-        "Its own memory. `state.carry` sends integers along with the read-back that follows.",
-    ),
-    "block_finished": Facts(
-        "block",
-        "When the next region starts a block, and at the end of the batch.",
-        "None.",
-        _MEMORY,
-    ),
-    "rows_selected": Facts(
-        "rows",
-        "After rows were taken out. Tensors in memory are already re-indexed by `rows`.",
-        "None.",
-        "Its own memory: what is kept there besides tensors must be re-indexed here.",
-    ),
-    "end": Facts("batch", "After the last step.", "None.", "Nothing: the batch is done."),
-}
-
-# Methods of policies that the engine calls without pluggy.
-METHODS: dict[str, tuple[str, str]] = {
-    "LogitsTransform.transform": (
-        "Every step, after the forward, in the order of the config. Each gets the logits of the one before.",
-        "It returns new logits and leaves the old ones as they are.",
-    ),
-    "Score.score": ("Every step, when the rule that holds it ranks.", "Nothing."),
-    "UnmaskingPolicy.idle_steps": ("Once a row, before the first forward.", "Nothing."),
-}
-
 
 # Signatures --------------------------------------------------------------------------------------
 
@@ -138,7 +38,7 @@ def public(name: str) -> Any:
     """What a dotted name such as `Sampler.generate` means: a public name, or a hook of `RunSpec`."""
     first, *rest = name.split(".")
     homes: list[Any] = [dllm_sampling, dllm_sampling.testing]
-    home = next((module for module in homes if first in module.__all__), hookspecs)
+    home = next((module for module in homes if first in module.__all__), run_spec)
     found: Any = home
     for part in (first, *rest):
         found = inspect.getattr_static(found, part) if inspect.isclass(found) else getattr(found, part)
@@ -181,35 +81,19 @@ def _block(text: str) -> str:
 
 
 def hooks_page() -> str:
-    """The hook reference."""
-    if set(RUN_HOOKS) != set(_hooks(RunSpec)):
-        raise PluginError(
-            f"docs/gen_reference.py and RunSpec differ: {set(RUN_HOOKS) ^ set(_hooks(RunSpec))}"
-        )
+    """The hook reference: the docstrings of the specifications, and what the engine knows of each hook."""
     parts = [
         "# Hooks\n",
-        f"Made from `dllm_sampling/policies/run_spec.py`; this is version {HOOK_VERSION} of the hooks. A "
-        "plugin module may say which one it was written for: `HOOK_VERSION = 1`; another one is refused.\n",
+        f"Made from the docstrings of the code; this is version {HOOK_VERSION} of the hooks. A plugin module "
+        "may say which one it was written for: `HOOK_VERSION = 1`; another one is refused.\n",
         "## Hooks of a run\n",
-        "Methods of a policy, found by name: nothing is decorated. A method may leave out arguments that it "
-        "does not need; an unknown argument name is an error, and so is a hook that policies of another kind "
-        "answer. Answers are checked: dtype and shape at once, values when the step is read back. "
-        "`self` is the policy: frozen settings, which keep what they remember in `state.memory(self)`.\n",
-        "**Around a hook.** A method `wrap_` and a hook's name is a generator with one `yield`. The `yield` "
-        "gives it the hook's answer (of hooks whose answers all count, the list of them), and what it "
-        "returns takes its place. Of several wrappers the later one in the config stands around "
-        "the earlier one. [Wrappers and observers](writing/wrapper.md).\n",
-        "**What no hook may change**: the tensors of `state` and `observation`. Policies read; the engine "
-        "writes.\n",
-        "| hook | how often | answers |\n|---|---|---|",
+        f"{inspect.getdoc(RunSpec)}\n",
+        "| hook | called | answered by |\n|---|---|---|",
     ]
     for name, function in _hooks(RunSpec).items():
-        facts = RUN_HOOKS[name]
-        asked = "" if facts.answer.startswith("None.") else "first" if _first_result(function) else "all"
-        parts.append(f"| [`{name}`](#{name}) | {OFTEN[facts.often]} | {asked} |")
+        parts.append(f"| [`{name}`](#{name}) | {first_sentence(function, 'Called')} | {answered_by(name)} |")
     parts.append("")
     for name, function in _hooks(RunSpec).items():
-        facts = RUN_HOOKS[name]
         held = (
             "Policies that another one holds in a field are asked, too."
             if name in run_hooks.ANSWERED_WHEN_HELD
@@ -218,28 +102,18 @@ def hooks_page() -> str:
         parts += [
             f"### {name} {{#{name}}}\n",
             _block(signature(name, function)),
-            inspect.getdoc(function) or "",
-            "",
-            f"- **When**: {facts.when}",
-            f"- **How often**: {OFTEN[facts.often]}.",
-            f"- **Answered by**: {answered_by(name)}.",
-            f"- **Answer**: {facts.answer}",
-            f"- **May change**: {facts.may_change}",
-            f"- **Held policies**: {held}\n",
+            _docstring_of(function),
+            f"**Answered by** {answered_by(name)}. {held}\n",
         ]
     parts += [
         "## Methods that the engine calls itself\n",
         "These are no hooks of pluggy: each is called on one policy alone, and cannot be wrapped.\n",
     ]
-    for name, (when, change) in METHODS.items():
-        method = public(name)
+    for method in called_by_the_engine():
         parts += [
-            f"### {name}\n",
-            _block(signature(name.rpartition(".")[2], method)),
-            inspect.getdoc(method) or "",
-            "",
-            f"- **When**: {when}",
-            f"- **May change**: {change}\n",
+            f"### {method.__qualname__}\n",
+            _block(signature(method.__name__, method)),
+            _docstring_of(method),
         ]
     parts += [
         "## Hooks of discovery\n",
@@ -260,6 +134,12 @@ def _hooks(spec: type) -> dict[str, Any]:
     return {name: function for name, function in vars(spec).items() if not name.startswith("_")}
 
 
+def called_by_the_engine() -> list[Any]:
+    """Methods of policies whose answers are checked without being hooks."""
+    names = answers.CHECKS.keys() - run_spec.hook_names(RunSpec)
+    return [vars(kind)[name] for kind in KINDS for name in vars(kind) if name in names]
+
+
 def answered_by(hook: str) -> str:
     """The kinds of policies that may answer a hook; a wrapper may stand around any."""
     if hook in LIFECYCLE:
@@ -267,8 +147,29 @@ def answered_by(hook: str) -> str:
     return ", ".join(kind.__name__ for kind in KINDS if hook in kind.hooks)
 
 
-def _first_result(function: Any) -> bool:
-    return bool(getattr(function, f"{run_hooks.PROJECT}_spec")["firstresult"])
+def sections(function: Any) -> dict[str, Any]:
+    """What stands under each heading of a docstring, by heading, in order."""
+    # As mkdocs.yml has it.
+    options = {"returns_multiple_items": False, "returns_named_value": False, "warnings": False}
+    parsed = griffe.Docstring(inspect.getdoc(function) or "").parse("google", **options)
+    return {
+        section.title or section.kind.value: section.value
+        for section in parsed
+        if section.kind is not griffe.DocstringSectionKind.text
+    }
+
+
+def first_sentence(function: Any, heading: str) -> str:
+    """The first sentence under a heading of the contract."""
+    text = " ".join(sections(function)[heading].contents.split())
+    return text.partition(". ")[0].rstrip(".")
+
+
+def _docstring_of(function: Any) -> str:
+    """mkdocstrings' directive for a docstring alone."""
+    options = {"show_root_heading": False, "show_root_toc_entry": False}
+    lines = [f"      {option}: {str(value).lower()}" for option, value in options.items()]
+    return "\n".join([f"::: {function.__module__}.{function.__qualname__}", "    options:", *lines, ""])
 
 
 def commands() -> dict[str, str]:
@@ -335,7 +236,6 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         for entry in next(iter(section.values())):
             if isinstance(entry, dict) and CATALOGUE in entry.values():
                 entry[next(iter(entry))] = listed
-    config.extra_css.append("site.css")
     return config
 
 
@@ -343,8 +243,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what is made here, and what lies outside docs/."""
     files.append(File.generated(config, "hooks.md", content=hooks_page()))
     files.append(File.generated(config, "cli.md", content=cli_page()))
-    # Wide enough for code of 100 columns.
-    files.append(File.generated(config, "site.css", content=".md-grid { max-width: 76rem; }\n"))
     for path, text in PENDING.items():
         if files.get_file_from_path(path) is None:
             files.append(File.generated(config, path, content=text))

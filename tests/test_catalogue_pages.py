@@ -5,16 +5,19 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from dllm_sampling.caches import IntervalRefresh
 
-from dllm_sampling import CachePolicy, ConfigurationError, ForwardPlan
+from dllm_sampling import CachePolicy, ConfigurationError, ForwardPlan, Source
 from dllm_sampling.plugins import references
 from tests.test_cli import run
+from tests.test_packaging import documentation
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "catalogue"
@@ -49,8 +52,8 @@ def test_a_page_says_what_the_class_says():
         "[min(s - left, s' - delay), e + right)",
         "| `left` | integer >= 0 | `24` | Positions before the region. |",
         "| `right` | integer >= 0 or none | `0` | Positions after it; none for all there are. |",
-        "Stored keys and values",
-        "DSB-cache (arXiv:2602.05992)",
+        "- Stored keys and values\n",
+        "- DSB-cache ([arXiv:2602.05992](https://arxiv.org/abs/2602.05992))",
         "@misc{luo2026dsb,",
     ):
         assert said in page
@@ -58,11 +61,21 @@ def test_a_page_says_what_the_class_says():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_docstring_has_a_rule_a_source_and_what_it_needs(name):
-    said = catalogue.parts(SHIPPED[name])
-    for part in ("summary", "rule", "source", "needs"):
-        assert said[part], f"the docstring of {name} lacks `{part.capitalize()}`"
-    assert said["summary"].endswith(".")
+def test_a_class_says_its_rule_its_sources_and_what_it_needs(name):
+    said, (summary, _) = vars(SHIPPED[name]), catalogue.summary_and_body(SHIPPED[name])
+    assert summary.endswith(".")
+    assert said["rule"].endswith(".")
+    assert said["sources"]
+    # The null policy alone needs nothing.
+    assert bool(said["needs"]) == (name != "none")
+
+
+def test_whether_a_cache_is_exact_stands_on_its_page():
+    pages = catalogue.pages(None)
+    assert "Yes: it decodes to the same tokens" in pages["none.md"]
+    assert "With `interval` 1: it decodes to the same tokens" in pages["delayed.md"]
+    assert "No: its tokens may differ" in pages["dual.md"]
+    assert "exact" not in pages["factor.md"].lower()
 
 
 def test_what_ships_is_all_that_the_command_lists():
@@ -151,18 +164,19 @@ def test_the_command_prints_entries():
 
 PLUGIN = """
 from typing import ClassVar
-from dllm_sampling import CachePolicy, ForwardPlan
+from dllm_sampling import CachePolicy, ForwardPlan, Source
 
 class Cited(CachePolicy):
-    \"\"\"All of it. Source: a report.\"\"\"
+    \"\"\"All of it.\"\"\"
     name: ClassVar[str] = "cited"
     bibtex: ClassVar[str] = "@misc{{own,\\n  title = {{Mine}},\\n}}"
     def plan_forward(self, state, region):
         return ForwardPlan.full(state)
 
 class Uncited(CachePolicy):
-    \"\"\"All of it. {doc}\"\"\"
+    \"\"\"All of it.\"\"\"
     name: ClassVar[str] = "uncited"
+    {facts}
     def plan_forward(self, state, region):
         return ForwardPlan.full(state)
 
@@ -172,15 +186,18 @@ def register_cache_policies():
 
 
 def test_a_plugin_gives_its_own_entry_or_is_told_what_to_add(tmp_path):
-    (tmp_path / "mine.py").write_text(PLUGIN.format(doc="No source."))
+    (tmp_path / "mine.py").write_text(PLUGIN.format(facts=""))
     plugins = ("--plugins-dir", str(tmp_path))
     assert run("strategies", "cited", "--bibtex", *plugins).stdout == "@misc{own,\n  title = {Mine},\n}\n"
     done = run("strategies", "uncited", "--bibtex", *plugins)
     assert done.returncode == 2
-    assert "uncited: no source is known" in done.stderr
-    assert "`Source:` in the docstring of Uncited" in done.stderr
+    assert "uncited: no source with an id is known. Give Uncited one" in done.stderr
+    assert 'sources: ClassVar[tuple[Source, ...]] = (Source("Fast-dLLM", arxiv="2505.22618"),)' in done.stderr
+    assert run("strategies", "uncited", *plugins).returncode == 0
     assert "bibtex: ClassVar[str]" in done.stderr
-    (tmp_path / "mine.py").write_text(PLUGIN.format(doc="Source: a paper (arXiv:2505.22618)."))
+    (tmp_path / "mine.py").write_text(
+        PLUGIN.format(facts='sources = (Source("a paper", arxiv="2505.22618"),)')
+    )
     assert "wu2025fastdllm" in run("strategies", "uncited", "--bibtex", *plugins).stdout
     misspelt = run("strategies", "citd", "--bibtex", *plugins)
     assert misspelt.returncode == 2
@@ -190,16 +207,19 @@ def test_a_plugin_gives_its_own_entry_or_is_told_what_to_add(tmp_path):
     assert "not both" in both.stderr
 
 
-def test_ids_are_those_of_the_source_alone():
+def test_ids_are_those_of_the_sources_in_order():
     class Cites(CachePolicy):
-        """As in arXiv:1111.11111.
-
-        Rule: none of arXiv:2222.22222.
-        Source: one (openreview
-        ZsIQUjQtdW), another (arXiv:2505.22618), again arXiv:2505.22618, and arXiv:3333.33333.
-        """
+        """As in arXiv:1111.11111."""
 
         name: ClassVar[str] = "cites"
+        rule: ClassVar[str] = "none of arXiv:2222.22222."
+        sources: ClassVar[tuple[Source, ...]] = (
+            Source("one", openreview="ZsIQUjQtdW"),
+            Source("another", "section 3", arxiv="2505.22618"),
+            Source("ours"),
+            Source("the other again", arxiv="2505.22618"),
+            Source("a last one", arxiv="3333.33333"),
+        )
 
         def plan_forward(self, state, region):
             return ForwardPlan.full(state)
@@ -207,18 +227,52 @@ def test_ids_are_those_of_the_source_alone():
     assert references.ids_of(Cites) == ["ZsIQUjQtdW", "2505.22618", "3333.33333"]
     with pytest.raises(ConfigurationError, match=r"no entry ships for 3333\.33333"):
         references.bibtex_of(Cites)
+    assert [str(source) for source in Cites.sources[:3]] == [
+        "one (openreview ZsIQUjQtdW)", "another (arXiv:2505.22618), section 3", "ours",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"what": "A", "arxiv": "arXiv:2505.22618"}, r"arxiv='arXiv:2505.22618' must be an id alone"),
+        ({"what": "A", "arxiv": "2505.226188"}, "arxiv='2505.226188'"),
+        ({"what": "A", "openreview": "forum?id=ZsIQUjQtdW"}, "openreview='forum"),
+        ({"what": "A", "arxiv": "2505.22618", "openreview": "ZsIQUjQtdW"}, "not both"),
+        ({"what": " "}, "must name the work"),
+    ],
+)
+def test_a_source_that_cannot_be_cited_is_refused(given, said):
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        Source(**given)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"sources": "ours"}, "sources = 'ours' must be a tuple of Source"),
+        ({"sources": (("Fast-dLLM", "2505.22618"),)}, "must be a tuple of Source"),
+        ({"needs": "stored keys"}, "needs = 'stored keys' must be a tuple of str"),
+        ({"rule": ("a", "b")}, "rule = ('a', 'b') must be a string"),
+        ({"bibtex": None}, "bibtex = None must be a string"),
+        ({"exact_with": {"intervall": 1}}, "Did you mean 'interval'?"),
+    ],
+)
+def test_a_class_that_says_it_wrongly_is_refused(facts, said):
+    body = {"__annotations__": dict.fromkeys(facts, "ClassVar"), "name": "wrong", **facts}
+    with pytest.raises(TypeError, match=re.escape(said)):
+        type(IntervalRefresh)("Wrong", (IntervalRefresh,), {"__module__": __name__, **body})
 
 
 # Each a short file -----------------------------------------------------------------------------------
 
 
 def code_lines(path):
-    """Lines that are neither blank, comment, docstring nor import."""
+    """Lines that are neither blank, comment, documentation nor import."""
     text = path.read_text(encoding="utf-8")
-    left_out = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
-            left_out |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    tree = ast.parse(text)
+    left_out = documentation(tree)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             left_out |= set(range(node.lineno, node.end_lineno + 1))
     lines = enumerate(text.splitlines(), 1)

@@ -25,7 +25,7 @@ PLUGIN = """
 from dllm_sampling.strategies import FixedK
 {imports}
 class Mine(FixedK):
-    '''Source: none.'''
+    '''A rule of a test.'''
     name = 'mine'
 def register_unmasking_policies():
     return [Mine]

@@ -49,10 +49,10 @@ def test_policies_of_one_file_plugins_reach_the_workers(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from dllm_sampling.strategies import FixedK\n"
         "class Mine(FixedK):\n"
-        "    '''Source: none.'''\n"
+        "    '''A rule of a test.'''\n"
         "    name = 'mine'\n"
         "class Broken(FixedK):\n"
-        "    '''Source: none.'''\n"
+        "    '''A rule of a test.'''\n"
         "    name = 'broken'\n"
         "    def select(self, state, observation):\n"
         "        raise IndexError('in a worker')\n"

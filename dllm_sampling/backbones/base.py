@@ -32,10 +32,20 @@ _BOOLEAN_MASKS = {"sdpa", "sdpa_rope32"}
 class Backbone(ABC):
     """A loaded model of one family. Plugins subclass it; `load_model` finds the class by `matches`.
 
-    name: the family. shift: 1 where output i predicts position i + 1, else 0; no policy ever sees it.
-    compile: how forwards are run, see `backbones.execution`; "off" leaves the model as it is.
-    tokenizer_class: that of folders which hold vocab.json alone, where they name one of their own.
-    keys: what config.json calls the stock config's sizes, for messages, where it has other names.
+    Args:
+        model: The stock model.
+        tokenizer: Its tokenizer, where it has one.
+        compile: How forwards are run, see `backbones.execution`; "off" leaves the model as it is.
+
+    Attributes:
+        name: The family.
+        shift: 1 where output i predicts position i + 1, else 0; no policy ever sees it.
+        tokenizer_class: That of folders which hold vocab.json alone, where they name one of their own.
+        keys: What config.json calls the stock config's sizes, for messages, where it has other names.
+        model: The stock model.
+        tokenizer: Its tokenizer, or None.
+        facts: What policies may know of it.
+        execution: How its forwards are run.
     """
 
     name: ClassVar[str]
@@ -65,30 +75,68 @@ class Backbone(ABC):
     @classmethod
     @abstractmethod
     def matches(cls, config: Mapping[str, Any]) -> bool:
-        """Whether a checkpoint's config.json is of this family."""
+        """Whether a checkpoint is of this family.
+
+        Args:
+            config: What its config.json holds.
+
+        Returns:
+            True for one family alone.
+        """
 
     @classmethod
     @abstractmethod
     def stock(
         cls, config: Mapping[str, Any]
     ) -> tuple[type[PreTrainedModel], PretrainedConfig, dict[str, str]]:
-        """The stock class, its config, and the renaming of tensors (pattern to replacement).
+        """What transformers needs to load a checkpoint.
 
-        Raises CheckpointError for a config that no stock class computes.
+        Args:
+            config: What its config.json holds.
+
+        Returns:
+            The stock class, its config, and the renaming of tensors (pattern to replacement).
+
+        Raises:
+            CheckpointError: No stock class computes what the config asks for.
         """
 
     @classmethod
     def load_tokenizer(cls, folder: Path) -> PreTrainedTokenizerBase | None:
-        """The folder's tokenizer; None where it holds none. CheckpointError where its files are damaged."""
+        """The tokenizer of a checkpoint.
+
+        Args:
+            folder: Its folder.
+
+        Returns:
+            The tokenizer, or None where the folder holds none.
+
+        Raises:
+            CheckpointError: Its files are damaged.
+        """
         return read_tokenizer(folder, cls.tokenizer_class)
 
     @classmethod
     def finish(cls, model: PreTrainedModel) -> PreTrainedModel:
-        """Last touches to a model that was just loaded."""
+        """Put last touches to a model that was just loaded.
+
+        Args:
+            model: The stock model with its weights.
+
+        Returns:
+            The model that decodes.
+        """
         return model
 
     def with_facts(self, facts: ModelFacts) -> Self:
-        """The same model, weights and execution shared, that says other facts of itself."""
+        """The same model, weights and execution shared, that says other facts of itself.
+
+        Args:
+            facts: What policies may know of it from then on.
+
+        Returns:
+            Another backbone.
+        """
         other = copy.copy(self)
         other.facts = facts
         return other
@@ -96,7 +144,14 @@ class Backbone(ABC):
     # What a forward needs ----------------------------------------------------------------------
 
     def new_buffer(self, length: int) -> KVBuffer:
-        """An empty KV buffer for canvases of that length; `execution.release` takes it back."""
+        """An empty KV buffer; `execution.release` takes it back.
+
+        Args:
+            length: Columns of the canvases that it is for.
+
+        Returns:
+            The buffer.
+        """
         return self.execution.new_buffer(self.model.config.get_text_config().num_hidden_layers, length)
 
     def logits(
@@ -107,9 +162,19 @@ class Backbone(ABC):
         buffer: KVBuffer | None,
         rows: Tensor,
     ) -> Tensor:
-        """Logits `[batch, n, vocabulary]` at the places `rows` among the computed: `[n]`, or `[batch, n]`.
+        """The stock model's logits.
 
         Every forward passes here, compiled ones too, so a family may override it.
+
+        Args:
+            ids: `[batch, width]` tokens.
+            position_ids: `[batch, width]`.
+            attention_mask: As `attention_mask` makes it; None where everything is seen.
+            buffer: What keeps keys and values; None where nothing is kept.
+            rows: `[n]` or `[batch, n]`, the places in the width whose logits are needed.
+
+        Returns:
+            `[batch, n, vocabulary]`.
         """
         logits: Tensor = self.model(
             input_ids=ids,
@@ -122,7 +187,18 @@ class Backbone(ABC):
         return logits
 
     def attention_mask(self, visible: Tensor, positions: Positions) -> Tensor:
-        """The mask that the model's attention takes, from `visible`, bool `[batch, keys]`."""
+        """The mask that the model's attention takes.
+
+        Args:
+            visible: Bool `[batch, keys]`, what may be attended to.
+            positions: What is computed.
+
+        Returns:
+            As the attention implementation of the stock class wants it.
+
+        Raises:
+            ConfigurationError: Flash attention cannot compute this.
+        """
         width = positions.width
         if self._flash:
             span = positions.span

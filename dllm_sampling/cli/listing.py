@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +15,7 @@ from dllm_sampling.plugins import references
 from dllm_sampling.plugins.discovery import registry
 from dllm_sampling.plugins.nested import POLICY_MARK
 from dllm_sampling.plugins.registry import KIND_TITLES, Registry
-from dllm_sampling.policies.kinds import KINDS
+from dllm_sampling.policies.kinds import KINDS, CachePolicy, Policy
 from dllm_sampling.policies.named import Named
 from dllm_sampling.tasks import Task
 
@@ -76,6 +77,7 @@ def _entries(source: Registry, kinds: Sequence[type[Named]]) -> list[dict[str, A
                     "owner": owner.name,
                     "source": owner.source,
                     "doc": inspect.getdoc(cls) or "",
+                    **_facts(cls),
                     "parameters": {
                         field: {
                             "type": type_name(properties.get(field, {})),
@@ -88,6 +90,26 @@ def _entries(source: Registry, kinds: Sequence[type[Named]]) -> list[dict[str, A
                 }
             )
     return entries
+
+
+def _facts(cls: type[Named]) -> dict[str, Any]:
+    """What a policy's class says of itself; nothing for a task."""
+    if not issubclass(cls, Policy):
+        return {}
+    sources = [{"text": str(source), **asdict(source)} for source in cls.sources]
+    facts: dict[str, Any] = {"rule": cls.rule, "needs": list(cls.needs), "sources": sources}
+    if issubclass(cls, CachePolicy):
+        facts["exact_with"] = cls.exact_with if cls.exact_with is None else dict(cls.exact_with)
+    return facts
+
+
+def exactness(settings: Mapping[str, object] | None) -> str:
+    """What `exact_with` says of a cache policy, in a few words."""
+    if settings is None:
+        return "not exact"
+    if not settings:
+        return "exact"
+    return "exact with " + ", ".join(f"{field}={value}" for field, value in settings.items())
 
 
 def type_name(schema: dict[str, Any]) -> str:
@@ -121,13 +143,25 @@ def _print_table(entries: list[dict[str, Any]]) -> None:
         parameters = ", ".join(
             field if p["required"] else f"{field}={p['default']}" for field, p in entry["parameters"].items()
         )
-        say(f"  {entry['name']}({parameters})  [{entry['owner']}]")
+        exact = f"  {exactness(entry['exact_with'])}" if "exact_with" in entry else ""
+        say(f"  {entry['name']}({parameters})  [{entry['owner']}]{exact}")
         say(f"      {next(iter(entry['doc'].splitlines()), '')}")
 
 
 def _print_one(entry: dict[str, Any]) -> None:
     say(f"{entry['name']}: {entry['title']}, from {entry['owner']} ({entry['source']})\n")
     say(entry["doc"])
+    said = {
+        "rule": entry.get("rule", "").splitlines(),
+        "sources": [source["text"] for source in entry.get("sources", ())],
+        "needs": entry.get("needs", ()),
+        "exactness": [exactness(entry["exact_with"])] if "exact_with" in entry else (),
+    }
+    for title, texts in said.items():
+        if texts:
+            say(f"\n{title}")
+        for text in texts:
+            say(textwrap.fill(text, 108, initial_indent="  ", subsequent_indent="      "))
     if entry["parameters"]:
         say("\nparameters")
     for field, p in entry["parameters"].items():

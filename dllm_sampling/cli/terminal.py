@@ -1,8 +1,8 @@
-"""Where everything that the command line prints goes through: text is shown to a terminal, never obeyed.
+r"""Where everything that the command line prints goes through: text is shown to a terminal, never obeyed.
 
 What a model writes, the names of files, models and plugins and the values of options are not ours. A
 terminal obeys the control characters in them: it clears itself, sets its title, hides lines. So on a
-terminal each is written as Python writes it in a string (`\\x1b`), and in a pipe or a file, which obey
+terminal each is written as Python writes it in a string (`\x1b`), and in a pipe or a file, which obey
 nothing, text stays as it is.
 
 Two things see to it, whoever prints: `guard` puts everything that writes to the standard streams behind

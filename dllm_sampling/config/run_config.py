@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from dllm_sampling.backbones import Backbone
 from dllm_sampling.backbones.execution import Compile
@@ -60,17 +60,33 @@ class ModelSettings(Settings):
 class RunConfig(Settings):
     """Everything that decides what a run writes, but the prompts."""
 
-    model: ModelSettings = Field(default=ModelSettings(), description="The checkpoint.")
-    sampler: SamplerSettings = Field(default_factory=SamplerSettings, description="The policies.")
-    gen_length: int = Field(256, ge=1, description="Targets behind each prompt.")
-    seed: int = Field(0, ge=-LARGEST_INT - 1, description="Of the noise and of random policies.")
-    chat_template: bool = Field(True, description="Whether prompts become chat messages.")
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    model: ModelSettings = ModelSettings()
+    """The checkpoint."""
+    sampler: SamplerSettings = Field(default_factory=SamplerSettings)
+    """The policies."""
+    gen_length: int = Field(256, ge=1)
+    """Targets behind each prompt."""
+    seed: int = Field(0, ge=-LARGEST_INT - 1)
+    """Of the noise and of random policies."""
+    chat_template: bool = True
+    """Whether prompts become chat messages."""
 
     @classmethod
     def of(cls, settings: Mapping[str, Any] | None = None, *, overrides: Sequence[str] = ()) -> RunConfig:
-        """A run from plain data and overrides such as `sampler.unmasking.threshold=0.8`.
+        """A run from plain data.
 
-        An override may leave `sampler.` out. A policy given by name alone takes overrides too.
+        Args:
+            settings: What a file would hold; defaults alone where it is not given.
+            overrides: Changes such as `sampler.unmasking.threshold=0.8`. One may leave `sampler.` out. A
+                policy given by name alone takes them, too.
+
+        Returns:
+            The run.
+
+        Raises:
+            ConfigurationError: Something is unknown or cannot work.
         """
         if settings is not None and not isinstance(settings, Mapping):
             raise ConfigurationError(f"a run is a mapping of settings, not {shown(settings)}.")
@@ -86,7 +102,18 @@ class RunConfig(Settings):
 
     @classmethod
     def read(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> RunConfig:
-        """A run from a .yaml, .toml or .json file; an error of the file's own names it."""
+        """A run from a file.
+
+        Args:
+            path: A .yaml, .toml or .json file.
+            overrides: As in `of`.
+
+        Returns:
+            The run.
+
+        Raises:
+            ConfigurationError: Something is unknown or cannot work; an error of the file's own names it.
+        """
         data = read_mapping(path)
         try:
             return cls.of(data, overrides=overrides)

@@ -22,39 +22,47 @@ M = TypeVar("M", bound=BaseModel)
 class SamplerSettings(Settings):
     """Which policies decode, and how candidates are drawn."""
 
-    model_config = ConfigDict(validate_default=True)
+    model_config = ConfigDict(validate_default=True, use_attribute_docstrings=True)
 
     unmasking: NestedUnmaskingPolicy = Field(
         default="confidence_threshold",  # type: ignore[assignment]  # validated into a policy
-        description="Which predicted positions are committed.",
     )
+    """Which predicted positions are committed."""
     cache: NestedCachePolicy = Field(
         default="none",  # type: ignore[assignment]  # validated into a policy
-        description="Which positions each forward recomputes.",
     )
+    """Which positions each forward recomputes."""
     schedule: NestedBlockSchedule = Field(
         default="fixed_blocks",  # type: ignore[assignment]  # validated into a policy
-        description="Which span is worked on.",
     )
-    transforms: tuple[Annotated[LogitsTransform, Nested(LogitsTransform)], ...] = Field(
-        default=(), description="Changes to the logits, in order."
-    )
-    wrappers: tuple[Annotated[Wrapper, Nested(Wrapper)], ...] = Field(
-        default=(), description="Changes to what policies do; a later one stands around an earlier one."
-    )
-    observers: tuple[Annotated[Observer, Nested(Observer)], ...] = Field(
-        default=(), description="Policies that watch."
-    )
-    sampling: Sampling = Field(default=Sampling(), description="How candidates are drawn.")
-    stop_at_eos: bool = Field(
-        default=True,
-        description="Finish a row when an end of sequence is committed and nothing before it is masked.",
-    )
-    batch_size: int = Field(default=8, ge=1, description="Rows decoded together.")
+    """Which span is worked on."""
+    transforms: tuple[Annotated[LogitsTransform, Nested(LogitsTransform)], ...] = Field(default=())
+    """Changes to the logits, in order."""
+    wrappers: tuple[Annotated[Wrapper, Nested(Wrapper)], ...] = Field(default=())
+    """Changes to what policies do; a later one stands around an earlier one."""
+    observers: tuple[Annotated[Observer, Nested(Observer)], ...] = Field(default=())
+    """Policies that watch."""
+    sampling: Sampling = Field(default=Sampling())
+    """How candidates are drawn."""
+    stop_at_eos: bool = Field(default=True)
+    """Finish a row when an end of sequence is committed and nothing before it is masked."""
+    batch_size: int = Field(default=8, ge=1)
+    """Rows decoded together."""
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> SamplerSettings:
-        """Validate settings; raise ConfigurationError naming parameter, value and what is allowed."""
+        """Settings from plain data.
+
+        Args:
+            settings: Policies by name, mapping or instance, and the rest by name.
+
+        Returns:
+            Every setting, defaults included.
+
+        Raises:
+            ConfigurationError: Something is unknown or cannot work; it names parameter, value and what is
+                allowed.
+        """
         return validated(cls, settings)
 
 

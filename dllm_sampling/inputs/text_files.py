@@ -42,9 +42,9 @@ def decoded(data: bytes, name: str, error: type[DllmSamplingError]) -> str:
 
 
 def lines(text: str) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, with their numbers from 1 on.
+    r"""The lines that are not blank, with their numbers from 1 on.
 
-    A line ends at `\\n` or `\\r\\n`. Whatever else Unicode calls a line break is text, as JSON Lines has it.
+    A line ends at `\n` or `\r\n`. Whatever else Unicode calls a line break is text, as JSON Lines has it.
     """
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():

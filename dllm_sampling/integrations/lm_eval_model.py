@@ -1,6 +1,6 @@
-"""A sampler as a model of EleutherAI's lm-evaluation-harness.
+r"""A sampler as a model of EleutherAI's lm-evaluation-harness.
 
-    dllm-sampling harness run --tasks gsm8k --num_fewshot 5 --batch_size 8 \\
+    dllm-sampling harness run --tasks gsm8k --num_fewshot 5 --batch_size 8 \
         --model_args config=run.yaml,cache=dual,unmasking.threshold=0.8
 
 Importing this module registers the model `dllm_sampling`.

@@ -79,18 +79,24 @@ def for_transformers(
 ) -> Callable[..., GenerationResult | Tensor]:
     """For transformers: `model.generate(ids, custom_generate=for_transformers(sampler), ...)`.
 
-    model is the one that the sampler decodes with (`sampler.model.model`). Honoured: max_new_tokens,
+    `model` is the one that the sampler decodes with (`sampler.model.model`). Honoured: max_new_tokens,
     max_length, attention_mask (padding on the left), eos_token_id, pad_token_id, suppress_tokens,
     num_return_sequences, stopping_criteria, max_time, return_dict_in_generate (the result is then a
     GenerationResult), and do_sample with temperature, top_k and top_p where the sampler does not sample by
     itself. Which keys and values are kept is the cache policy's affair, whatever use_cache says.
 
-    streamer: one of transformers', for one prompt. It is given here and not to `generate`, which would
-        hand it the prompt and nothing more.
-    seed: of the noise; drawn from torch's global generator at each call where it is not given.
-    The callable raises ConfigurationError for what a canvas cannot honour: beams, scores, processors of
-    logits that read the text to the left. An assistant_model has no effect, since `generate` keeps it to
+    What a canvas cannot honour is a ConfigurationError when the callable is called: beams, scores, processors
+    of logits that read the text to the left. An assistant_model has no effect, since `generate` keeps it to
     itself.
+
+    Args:
+        sampler: What decodes.
+        streamer: One of transformers', for one prompt. It is given here and not to `generate`, which would
+            hand it the prompt and nothing more.
+        seed: Of the noise; drawn from torch's global generator at each call where it is not given.
+
+    Returns:
+        What `custom_generate` takes.
     """
 
     def decode(model: PreTrainedModel, input_ids: Tensor, **arguments: Any) -> GenerationResult | Tensor:

@@ -44,20 +44,30 @@ def load_model(
 ) -> Backbone:
     """Load a checkpoint in its published format.
 
-    source: a local folder or a hub id; None for the bundled model.
-    dtype: float32, bfloat16, float16 or float64; the weights are read in it, never cast afterwards.
-    attn_implementation: sdpa, eager, or any other that the installed transformers knows.
-    compile: auto, on or off, see `backbones.execution`; what it came to is `str(backbone.execution)`.
-    quantization: torchao-int8, bitsandbytes-int8 or bitsandbytes-nf4, or the mapping of any method that
-        transformers knows (`quant_method` and its options). Needs the extra `quantization`.
-    device_map: "auto" or another of transformers' ways to spread layers over devices, memory and disk.
-    tensor_parallel: split every layer over the processes of a torchrun.
-    adapter: a LoRA adapter as `peft` saves it, a folder or a hub id, merged into the weights. Its tensors may
-        have the names of the published model or of the stock class. Needs `peft`.
     Code that comes with a checkpoint never runs and nothing asks whether it may; no pickle is read, and no
     file outside the folder. Every key of its config is honoured, known to be harmless, or refused.
-    Raises CheckpointError for a folder that is missing, damaged, incomplete or of no known family, and names
-    file and key; ConfigurationError for the arguments.
+
+    Args:
+        source: A local folder or a hub id; None for the bundled model.
+        dtype: float32, bfloat16, float16 or float64; the weights are read in it, never cast afterwards.
+        device: Where the weights go.
+        attn_implementation: sdpa, eager, or any other that the installed transformers knows.
+        revision: Of a hub id.
+        compile: auto, on or off, see `backbones.execution`; what it came to is `str(backbone.execution)`.
+        quantization: torchao-int8, bitsandbytes-int8 or bitsandbytes-nf4, or the mapping of any method that
+            transformers knows (`quant_method` and its options). Needs the extra `quantization`.
+        device_map: "auto" or another of transformers' ways to spread layers over devices, memory and disk.
+        tensor_parallel: Split every layer over the processes of a torchrun.
+        adapter: A LoRA adapter as `peft` saves it, a folder or a hub id, merged into the weights. Its tensors
+            may have the names of the published model or of the stock class. Needs `peft`.
+
+    Returns:
+        The model, in the class of its family.
+
+    Raises:
+        CheckpointError: The folder is missing, damaged, incomplete or of no known family; the error names
+            file and key.
+        ConfigurationError: An argument cannot work.
     """
     if not isinstance(compile, str) or compile not in COMPILE_CHOICES:
         raise ConfigurationError(unknown_name("compile", compile, COMPILE_CHOICES))

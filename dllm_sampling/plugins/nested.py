@@ -45,14 +45,15 @@ class Nested:
         return {POLICY_MARK: self.kind.kind}
 
 
-# Field types for policies that hold other policies: names, dicts and instances are all taken.
 NestedUnmaskingPolicy = Annotated[UnmaskingPolicy, Nested(UnmaskingPolicy)]
-
+"""The type of a field that holds an unmasking policy: a name, a mapping and an instance are all taken."""
 
 NestedCachePolicy = Annotated[CachePolicy, Nested(CachePolicy)]
-
+"""The type of a field that holds a cache policy: a name, a mapping and an instance are all taken."""
 
 NestedBlockSchedule = Annotated[BlockSchedule, Nested(BlockSchedule)]
+"""The type of a field that holds a block schedule: a name, a mapping and an instance are all taken."""
 
 
 NestedScore = Annotated[Score, Nested(Score)]
+"""The type of a field that holds a score: a name, a mapping and an instance are all taken."""

@@ -1,4 +1,4 @@
-"""BibTeX entries of the sources that policies name in their docstrings."""
+"""BibTeX entries of the sources that policies name."""
 
 from __future__ import annotations
 
@@ -8,49 +8,44 @@ import re
 from importlib.resources import files
 
 from dllm_sampling.errors import ConfigurationError
+from dllm_sampling.policies.kinds import Policy
 
-_ARXIV = re.compile(r"arXiv:\s*(\d{4}\.\d{4,5})", re.IGNORECASE)
-_OPENREVIEW = re.compile(r"openreview(?:\.net/forum\?id=|\s+)(\w{10})", re.IGNORECASE)
-_IN_ENTRY = re.compile(r"eprint = \{(.+?)\}|forum\?id=(\w{10})")
+_IN_ENTRY = re.compile(r"eprint = \{(.+?)\}|forum\?id=([\w-]{10})")
 
 
-def bibtex_of(policy: type) -> str:
-    """The entries of what `policy` builds on, in the order of its docstring.
+def bibtex_of(policy: type[Policy]) -> str:
+    """The entries of what a policy builds on, in the order of its sources.
 
-    They are its own `bibtex`, where it has one, or else those that ship for the arXiv and openreview ids
-    behind `Source:` in its docstring. A ConfigurationError says what to add where neither is known.
+    Args:
+        policy: The class.
+
+    Returns:
+        Its own `bibtex`, where it has one, or else the entries that ship for the ids in its `sources`.
+
+    Raises:
+        ConfigurationError: Neither is known; the error says what to add.
     """
-    own = getattr(policy, "bibtex", None)
-    if isinstance(own, str) and own.strip():
-        return inspect.cleandoc(own)
-    name = getattr(policy, "name", policy.__name__)
-    ids = ids_of(policy)
+    if policy.bibtex.strip():
+        return inspect.cleandoc(policy.bibtex)
+    ids, own = ids_of(policy), "`bibtex: ClassVar[str] = ...`"
     if not ids:
         raise ConfigurationError(
-            f"{name}: no source is known. Name an arXiv or openreview id behind `Source:` in the docstring "
-            f"of {policy.__name__}, or give the class its own entry: `bibtex: ClassVar[str] = ...`."
+            f"{policy.name}: no source with an id is known. Give {policy.__name__} one, "
+            '`sources: ClassVar[tuple[Source, ...]] = (Source("Fast-dLLM", arxiv="2505.22618"),)`, '
+            f"or an entry of its own, {own}."
         )
     known = shipped()
     unknown = [i for i in ids if i not in known]
     if unknown:
         raise ConfigurationError(
-            f"{name}: no entry ships for {', '.join(unknown)}. Give {policy.__name__} its own: "
-            "`bibtex: ClassVar[str] = ...`."
+            f"{policy.name}: no entry ships for {', '.join(unknown)}. Give {policy.__name__} its own: {own}."
         )
     return "\n\n".join(known[i] for i in ids)
 
 
-def ids_of(policy: type) -> list[str]:
-    """The arXiv and openreview ids behind `Source:` in a docstring, each once, in order."""
-    source = section(inspect.getdoc(policy) or "", "Source")
-    found = [(m.start(), m[1]) for pattern in (_ARXIV, _OPENREVIEW) for m in pattern.finditer(source)]
-    return list(dict.fromkeys(i for _, i in sorted(found)))
-
-
-def section(doc: str, title: str) -> str:
-    """What stands behind `title:` in a docstring, up to the next such title; empty where it is not there."""
-    found = re.search(rf"\b{title}:\s+(.*?)(?=\s+(?:Rule|Source):\s|\Z)", doc, re.DOTALL)
-    return found[1].strip() if found else ""
+def ids_of(policy: type[Policy]) -> list[str]:
+    """The arXiv and openreview ids of a policy's sources, each once, in order."""
+    return list(dict.fromkeys(source.id for source in policy.sources if source.id))
 
 
 @functools.cache

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from dllm_sampling.errors import ConfigurationError, PluginError, shown
+from dllm_sampling.errors import ConfigurationError, PluginError, shown, unknown_name
 from dllm_sampling.policies.class_checks import check_keeps_nothing, check_methods
 from dllm_sampling.policies.named import Named
 from dllm_sampling.policies.run_spec import RunSpec, hook_names
+from dllm_sampling.policies.source import Source
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,13 +39,36 @@ LIFECYCLE = frozenset(
 class Policy(Named, ABC):
     """Settings that take part in a run. Subclass one of the kinds below, not this.
 
-    hooks: those of `run_spec.RunSpec` that a policy of this kind answers; any may watch the lifecycle.
+    What a class says of itself stands beside its name, and is shown by `dllm-sampling strategies` and in the
+    catalogue.
 
-    Raises PluginError when a subclass is made: for a method whose name is nearly a hook's, for anything but a
-    method under a hook's name, and for attributes that could keep something from one run to the next.
+    Attributes:
+        hooks: Those of `run_spec.RunSpec` that a policy of this kind answers; any may watch the lifecycle.
+        rule: What it does as a formula, in one or two lines.
+        sources: Whose rule it is.
+        needs: What it asks of the engine beyond the logits of open positions, each in a few words.
+        bibtex: Entries to cite, for sources that have no arXiv or openreview id or none that ships.
+
+    Raises:
+        PluginError: When a subclass is made, for a method whose name is nearly a hook's, for anything but a
+            method under a hook's name, and for attributes that could keep something from one run to the next.
     """
 
     hooks: ClassVar[frozenset[str]] = frozenset()
+    rule: ClassVar[str] = ""
+    sources: ClassVar[tuple[Source, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
+    bibtex: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for fact, item in (("sources", Source), ("needs", str)):
+            given = getattr(cls, fact)
+            if not isinstance(given, tuple) or not all(isinstance(one, item) for one in given):
+                raise TypeError(f"{cls.__name__}: {fact} = {given!r} must be a tuple of {item.__name__}.")
+        for fact in ("rule", "bibtex"):
+            if not isinstance(getattr(cls, fact), str):
+                raise TypeError(f"{cls.__name__}: {fact} = {getattr(cls, fact)!r} must be a string.")
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -102,29 +126,80 @@ class UnmaskingPolicy(Policy, ABC):
 
     @abstractmethod
     def select(self, state: DecodingState, observation: Observation) -> Tensor | Decision:
-        """Every step: bool `[batch, region]` of positions to commit, or a full Decision.
+        """Choose the positions that are committed: the hook `select`.
 
-        The engine commits what is eligible of it. Where that is nothing, and the row has no idle
-        steps left, it commits the row's most confident eligible position.
+        Where nothing of the answer is eligible, and the row has no idle steps left, the engine commits the
+        row's most confident eligible position.
+
+        Args:
+            state: The canvases, before the step is committed.
+            observation: What the forward shows of the region.
+
+        Returns:
+            Bool `[batch, region]`, or a full Decision.
         """
 
     def idle_steps(self, targets: int) -> int:
-        """How many steps a row of `targets` may pass without net progress, an integer. 0 unless overridden.
+        """Say how many steps a row may pass without net progress. None, unless a rule says otherwise.
 
         A step that commits fewer than it remasks, or as many, costs 1 plus the shortfall.
+
+        Called:
+            Once a row, before `plan_blocks`.
+
+        Args:
+            targets: Targets of the row.
+
+        Returns:
+            An integer from 0 on.
+
+        May change:
+            Nothing.
+
+        On a bad answer:
+            PluginError at once for another type or a number below 0 or above 2147483647.
         """
         return 0
 
 
 class CachePolicy(Policy, ABC):
-    """Decides which positions each forward recomputes."""
+    """Decides which positions each forward recomputes.
+
+    Attributes:
+        exact_with: The settings with which it decodes to the same tokens as `none`: an empty mapping for any,
+            None where no settings are known to. The conformance suite decodes with them.
+    """
 
     kind: ClassVar[str] = "cache"
     hooks: ClassVar[frozenset[str]] = frozenset({"plan_forward"})
+    exact_with: ClassVar[Mapping[str, object] | None] = None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        for field in cls.exact_with or ():
+            if field not in cls.model_fields:
+                raise TypeError(
+                    f"{cls.__name__}: exact_with: {unknown_name('field', field, cls.model_fields)}"
+                )
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is known to decode to the same tokens as `none` with these settings."""
+        wanted = self.exact_with
+        return wanted is not None and all(getattr(self, field) == value for field, value in wanted.items())
 
     @abstractmethod
     def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan:
-        """Every step: the positions to compute. The first plan of a run must be a refresh."""
+        """Choose the positions that this forward recomputes: the hook `plan_forward`.
+
+        Args:
+            state: The canvases as the last step left them.
+            region: The region of the step.
+
+        Returns:
+            The plan. The first one of a run must be a refresh.
+        """
 
 
 class BlockSchedule(Policy, ABC):
@@ -135,10 +210,24 @@ class BlockSchedule(Policy, ABC):
 
     @abstractmethod
     def plan_region(self, state: DecodingState) -> Region:
-        """Every step: the positions that may be written or read now, one open target at least."""
+        """Offer the positions that may be written or read now: the hook `plan_region`.
+
+        Args:
+            state: The canvases as the last step left them.
+
+        Returns:
+            The region, with one open target at least.
+        """
 
     def plan_blocks(self, state: DecodingState) -> Tensor | None:
-        """Targets in each block, `[batch, blocks]`; None where the blocks cannot be known ahead."""
+        """Say how many targets each block has: the hook `plan_blocks`.
+
+        Args:
+            state: The canvases, nothing committed.
+
+        Returns:
+            Int64 `[batch, blocks]`; None where the blocks cannot be known ahead.
+        """
         return None
 
 
@@ -150,7 +239,26 @@ class LogitsTransform(Policy, ABC):
 
     @abstractmethod
     def transform(self, state: DecodingState, observation: Observation) -> Tensor:
-        """Every step: new logits `[batch, region, vocabulary]`; the old ones must not be changed."""
+        """Change the logits before anything else reads them.
+
+        Called:
+            Every step, after the forward, in the order of the config. Each transform gets the logits of the
+            one before it.
+
+        Args:
+            state: The canvases, before the step is committed.
+            observation: What the forward shows of the region, an entry for each of its positions.
+
+        Returns:
+            New logits `[batch, region, vocabulary]`, floating-point; minus infinity rules a token out.
+
+        May change:
+            Its own memory. The logits that it is given stay as they are.
+
+        On a bad answer:
+            PluginError at once for another type, shape or device. DecodingError when the step is read back
+            for NaN, or nothing but minus infinity, at an open target.
+        """
 
 
 class Score(Policy, ABC):

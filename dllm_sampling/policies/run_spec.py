@@ -1,8 +1,7 @@
-"""The hook interfaces: what a plugin offers, and what the policies of a run are asked.
+"""What the policies of a run are asked.
 
-Two managers, both pluggy. Discovery asks installed plugins which classes they offer
-(`DiscoverySpec`). A run asks its own policies (`RunSpec`): each has its own manager, so that nothing
-one run registers is seen by another. Implementations are found by name; nobody decorates anything.
+Each run has its own pluggy manager, so that nothing one run registers is seen by another. Each docstring is
+the whole contract of its hook: the reference is made from it, and a test holds it to its headings.
 """
 
 from __future__ import annotations
@@ -35,44 +34,189 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 
 
 class RunSpec:
-    """Methods that a policy of a run may define.
+    """Hooks of a run: methods that a policy may define, found by name. Nothing is decorated.
 
-    A method may leave out arguments that it does not need. A method named `wrap_` and a hook's name is
-    a generator with one `yield`, which gives it the hook's result; what it returns replaces that.
+    A method may leave out arguments that it does not need. An unknown argument name is an error, and so is a
+    hook that policies of another kind answer. `self` is the policy: frozen settings, which keep what they
+    remember in `state.memory(self)`.
+
+    **What no hook may change**: the tensors of `state` and `observation`. Policies read; the engine writes.
+
+    **Around a hook.** A method named `wrap_` and a hook's name is a generator with one `yield`. The `yield`
+    gives it the hook's answer (of hooks whose answers all count, the list of them), and what it returns takes
+    its place and is checked as an answer is. Of several wrappers the later one in the config stands around
+    the earlier one.
+
+    **What is wrong with an answer** is a PluginError with the policy's class, its place in the config and
+    what is allowed. Type, dtype, shape and device are looked at once; the values of a tensor when the step is
+    read back, so that nobody waits for the device. What a hook raises is shown with its name and place.
     """
 
     @hookspec(firstresult=True)
     def plan_blocks(self, state: DecodingState) -> Tensor | None:
-        """Once a batch, first of all: targets in each block, `[batch, blocks]`, where known."""
+        """Say how many targets each block has, where that is known ahead.
+
+        Called:
+            Once a batch, first of all.
+
+        Args:
+            state: The canvases, nothing committed. `targets_in_block` is None still.
+
+        Returns:
+            Int64 `[batch, blocks]`, from then on `state.targets_in_block`; None where blocks cannot be known
+                ahead. The first answer that is not None counts.
+
+        May change:
+            Its own memory.
+
+        On a bad answer:
+            PluginError at once for another dtype, shape or device, and when the first step is read back for a
+            negative number.
+        """
 
     @hookspec
     def begin(self, state: DecodingState, facts: ModelFacts) -> None:
-        """Once a batch, before the first forward."""
+        """Get ready for a batch.
+
+        Called:
+            Once a batch, after `plan_blocks` and before the first `plan_region`.
+
+        Args:
+            state: The canvases, nothing committed.
+            facts: What may be known of the model, its tokenizer among them.
+
+        Returns:
+            Nothing.
+
+        May change:
+            Its own memory. It may raise ConfigurationError for settings that do not suit the model or the
+            canvases.
+
+        On a bad answer:
+            An answer is ignored.
+        """
 
     @hookspec(firstresult=True)
     def plan_region(self, state: DecodingState) -> Region | None:
-        """Every step, first: the positions that may be written or read now."""
+        """Offer the positions that may be written or read now.
+
+        Called:
+            Every step, first.
+
+        Args:
+            state: The canvases as the last step left them.
+
+        Returns:
+            The region, columns `[batch, width]`, padded with -1, at least one open target of some row among
+                them. With `starts_block=True` it starts a block; the first one of a run always does. What
+                lies behind a row's last target is taken out. The first answer that is not None counts.
+
+        May change:
+            Its own memory.
+
+        On a bad answer:
+            PluginError at once for None, another type, dtype or shape, an empty region or a span that is no
+            slice of the canvas; when the step is read back for a column that is outside the canvas or given
+            twice, for a block that `plan_blocks` does not have, and for a region without an open target.
+        """
 
     @hookspec
     def block_started(self, state: DecodingState, region: Region) -> None:
-        """When a region starts a block, before its first forward."""
+        """Get ready for a block.
+
+        Called:
+            Once a block, after the `plan_region` that starts it and before its first `plan_forward`.
+
+        Args:
+            state: The canvases; the clocks of the block are 0.
+            region: The first region of the block.
+
+        Returns:
+            Nothing.
+
+        May change:
+            Its own memory.
+
+        On a bad answer:
+            An answer is ignored.
+        """
 
     @hookspec(firstresult=True)
     def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan | None:
-        """Every step: the positions this forward recomputes."""
+        """Choose the positions that this forward recomputes.
+
+        Called:
+            Every step, after `plan_region`.
+
+        Args:
+            state: The canvases as the last step left them.
+            region: The region of the step.
+
+        Returns:
+            The plan, a slice or columns `[batch, width]`, padded with -1, the region's open targets among
+                them. The first one of a run must be a refresh. The first answer that is not None counts.
+
+        May change:
+            Its own memory.
+
+        On a bad answer:
+            PluginError at once for None, another type, dtype or shape, an empty plan or a slice outside the
+            canvas; when the step is read back for a column outside the canvas or given twice. DecodingError
+            at once where the first plan is no refresh, and when the step is read back where none of a row's
+            open targets was computed and a commit was due.
+        """
 
     @hookspec
     def canvases(self, state: DecodingState, plan: ForwardPlan) -> Mapping[str, Tensor]:
-        """Every step: tokens `[batch, length]` of further canvases for the same forward, by name.
+        """Add further canvases to the forward, with other tokens at the same positions.
 
-        Their logits are `observation.branches`. Each has keys and values of its own, so a run that
-        stores any must name the same ones in every step. What they compute is counted.
+        Their logits are `observation.branches`. Each has keys and values of its own, and what is computed for
+        it is counted in `positions_computed`.
+
+        Called:
+            Every step, after `plan_forward` and before the forward.
+
+        Args:
+            state: The canvases as the last step left them.
+            plan: What the forward computes, of every canvas.
+
+        Returns:
+            Tokens by name, int64 `[batch, length]`. Every answer counts. Where keys and values are stored, a
+                run has as many canvases in every step.
+
+        May change:
+            Its own memory. The forward computes the further canvases, too.
+
+        On a bad answer:
+            PluginError at once for what is no mapping of names to tensors, another dtype, shape or device, a
+            name that two policies use, or another number of canvases than the run began with; when the step
+            is read back for an id outside the vocabulary.
         """
         raise NotImplementedError
 
     @hookspec
     def restrict(self, state: DecodingState, observation: Observation) -> Tensor:
-        """Every step: bool `[batch, region]`; a position stays eligible if every answer allows it."""
+        """Rule positions out before the unmasking policy sees them.
+
+        A forced commit may still fall on one, where nothing else is left.
+
+        Called:
+            Every step, after the forward and the logits transforms.
+
+        Args:
+            state: The canvases, before the step is committed.
+            observation: What the forward shows of the region, an entry for each of its positions.
+
+        Returns:
+            Bool `[batch, region]`, true where a position may be committed. Every answer counts, and a
+                position stays eligible where all are true.
+
+        May change:
+            Its own memory. It can make fewer positions eligible, never more.
+
+        On a bad answer:
+            PluginError at once for another dtype, shape or device.
+        """
         raise NotImplementedError
 
     @hookspec
@@ -86,21 +230,93 @@ class RunSpec:
 
     @hookspec(firstresult=True)
     def select(self, state: DecodingState, observation: Observation) -> Tensor | Decision | None:
-        """Every step: which positions to commit, as a mask `[batch, region]` or a Decision."""
+        """Choose the positions that are committed, and what else is done to the region.
+
+        Called:
+            Every step, after `restrict`.
+
+        Args:
+            state: The canvases, before the step is committed.
+            observation: What the forward shows of the region, an entry for each of its positions.
+
+        Returns:
+            Bool `[batch, region]`, true where the candidate is committed, or a Decision. What is not eligible
+                is left out of it, and the progress guard stands behind it: a row that nets no commit and may
+                not wait has its remasks dropped and its best eligible position committed, counted as forced.
+                The first answer that is not None counts.
+
+        May change:
+            Its own memory.
+
+        On a bad answer:
+            PluginError at once for None, another type, dtype, shape or device; when the step is read back for
+            an id outside the vocabulary. Ids that may never be committed are replaced by the candidates.
+        """
 
     @hookspec
     def committed(self, state: DecodingState, observation: Observation, decision: Decision) -> None:
-        """Every step, last: what was done. `state` is changed, but for the host's counts (`next_open`,
-        `carried`), which follow; `observation` is as it was.
+        """See what was done.
+
+        Called:
+            Every step, after the decision was applied and before the step is read back.
+
+        Args:
+            state: The canvases with the decision applied; what the host knows of them (`next_open`,
+                `carried`) is still that of the step before.
+            observation: What the forward showed, as it was.
+            decision: What was done, `[batch, region]`, forced commits included.
+
+        Returns:
+            Nothing.
+
+        May change:
+            Its own memory. `state.carry` sends integers along with the read-back that follows.
+
+        On a bad answer:
+            An answer is ignored.
         """
 
     @hookspec
     def block_finished(self, state: DecodingState, region: Region) -> None:
-        """When the next region starts a block, or the batch is done: the last region of the block."""
+        """See a block end.
+
+        Called:
+            Once a block: when a later region starts the next one, or behind the last step of the batch.
+
+        Args:
+            state: The canvases, the block's last step applied; no row is left at the end of the batch.
+            region: The last region of the block.
+
+        Returns:
+            Nothing.
+
+        May change:
+            Its own memory.
+
+        On a bad answer:
+            An answer is ignored.
+        """
 
     @hookspec
     def rows_selected(self, state: DecodingState, rows: Tensor) -> None:
-        """When rows leave the batch: the indices of those that stay. Memory is already re-indexed."""
+        """Follow rows that leave the batch.
+
+        Called:
+            Each time rows leave and others stay, behind a step.
+
+        Args:
+            state: The canvases that stay. Tensors in memory are those of the rows that stay already.
+            rows: Int64 `[rows that stay]`, their indices in the batch as it was.
+
+        Returns:
+            Nothing.
+
+        May change:
+            Its own memory: what is kept there besides tensors is to be re-indexed here.
+
+        On a bad answer:
+            An answer is ignored.
+        """
 
     @hookspec
     def close(self, state: DecodingState) -> None:
@@ -108,7 +324,24 @@ class RunSpec:
 
     @hookspec
     def end(self, state: DecodingState, result: GenerationResult) -> None:
-        """Once a batch, after its last step."""
+        """See the batch end.
+
+        Called:
+            Once a batch, last of all. It is not, where the run breaks off.
+
+        Args:
+            state: No row is left in it.
+            result: What came of the batch.
+
+        Returns:
+            Nothing.
+
+        May change:
+            Nothing: the batch is done.
+
+        On a bad answer:
+            An answer is ignored.
+        """
 
 
 def hook_names(spec: type) -> set[str]:

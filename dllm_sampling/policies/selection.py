@@ -13,15 +13,27 @@ if TYPE_CHECKING:
 
 
 def log_of(probability: float) -> float:
-    """The logarithm, to compare log confidences with; minus infinity at 0."""
+    """The logarithm of a setting, to compare log confidences with.
+
+    Args:
+        probability: From 0 to 1.
+
+    Returns:
+        Its natural logarithm, minus infinity at 0.
+    """
     return math.log(probability) if probability else -math.inf
 
 
 def in_order(scores: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
     """Eligible positions from the best score down; equal scores go to the lower position.
 
-    Returns the sorted scores `[batch, region]`, finite and behind them -inf where not eligible, and the
-    rank of every position, 0 for the best; positions that are not eligible rank behind all that are.
+    Args:
+        scores: `[batch, region]`.
+        eligible: Bool `[batch, region]`.
+
+    Returns:
+        The sorted scores `[batch, region]`, finite and behind them -inf where not eligible, and the rank of
+            every position, 0 for the best; positions that are not eligible rank behind all that are.
     """
     # Eligible positions may score -inf themselves: they still come before all others.
     kept = scores.clamp_min(torch.finfo(scores.dtype).min).masked_fill(~eligible, -torch.inf)
@@ -31,7 +43,16 @@ def in_order(scores: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def top_k(scores: Tensor, eligible: Tensor, k: Tensor | int) -> Tensor:
-    """The `k` best eligible positions, or all where there are fewer; `k` an int or `[batch]`."""
+    """The best eligible positions; equal scores go to the lower position.
+
+    Args:
+        scores: `[batch, region]`.
+        eligible: Bool `[batch, region]`.
+        k: How many, one number or `[batch]`.
+
+    Returns:
+        Bool `[batch, region]`: k positions of a row, or all where fewer are eligible.
+    """
     _, rank = in_order(scores, eligible)
     count = k[:, None] if isinstance(k, Tensor) else k
     return (rank < count) & eligible
@@ -49,22 +70,46 @@ def reranked(chosen: Tensor, scores: Tensor, observation: Observation) -> Tensor
 
 
 def or_the_best(chosen: Tensor, scores: Tensor, eligible: Tensor) -> Tensor:
-    """`chosen` among the eligible, or, in rows where that is nothing, the position of the best score."""
+    """What was chosen, or, in rows where that is nothing, the position of the best score.
+
+    Args:
+        chosen: Bool `[batch, region]`.
+        scores: `[batch, region]`.
+        eligible: Bool `[batch, region]`.
+
+    Returns:
+        Bool `[batch, region]`, eligible positions alone.
+    """
     chosen = chosen & eligible
     return torch.where(chosen.any(-1, keepdim=True), chosen, top_k(scores, eligible, 1))
 
 
 def largest(passes: Tensor) -> Tensor:
-    """The largest n for which `passes[..., n - 1]` holds, `[..., 1]`; 0 where none does."""
+    """The largest number for which something holds.
+
+    Args:
+        passes: Bool `[..., count]`, whether it holds for n at index n - 1.
+
+    Returns:
+        Int64 `[..., 1]`, the largest n that passes; 0 where none does.
+    """
     n = torch.arange(1, passes.shape[-1] + 1, device=passes.device)
     return (n * passes).amax(-1, keepdim=True)
 
 
 def realigned(values: Tensor, before: Tensor, now: Tensor, fill: float) -> Tensor:
-    """`values [batch, region, ...]` of the positions `before [batch, region]`, at the positions `now`.
+    """What was remembered of a region, at the positions of another one.
 
-    Positions that were not there get `fill`; -1 is no position. What a policy remembers of a region it
-    reads with this when the region has moved.
+    What a policy remembers of a region it reads with this, since the region may have moved.
+
+    Args:
+        values: `[batch, region before, ...]`.
+        before: `[batch, region before]`, the columns that they belong to; -1 is none.
+        now: `[batch, region]`, the columns that are asked for; -1 is none.
+        fill: What positions get that were not there.
+
+    Returns:
+        `[batch, region, ...]`.
     """
     if before.data_ptr() == now.data_ptr() and before.shape == now.shape and before.stride() == now.stride():
         return values  # views of the same columns: the region has not moved

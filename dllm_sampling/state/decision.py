@@ -14,14 +14,16 @@ from dllm_sampling.errors import PluginError, no_attribute, unknown_name
 class Decision:
     """What a step does to the region; every mask is bool `[batch, region]`.
 
-    commit: masked positions to commit. The engine keeps those that are eligible.
-    tokens: `[batch, region]` ids to write instead of the candidates. Ids that may never be committed
-        are replaced by the candidate.
-    overwrite: committed targets to write anew, with `tokens`.
-    remask: committed targets to mask again; where a target is in both, this one holds.
-    finish: `[batch]`, rows to end now; their open targets become padding.
+    Attributes:
+        commit: Masked positions to commit. The engine keeps those that are eligible.
+        tokens: `[batch, region]` ids to write instead of the candidates. Ids that may never be committed are
+            replaced by the candidate.
+        overwrite: Committed targets to write anew, with `tokens`.
+        remask: Committed targets to mask again; where a target is in both, this one holds.
+        finish: Bool `[batch]`, rows to end now; their open targets become padding.
 
-    Raises PluginError for a field that it does not have, with the nearest that it has.
+    Raises:
+        PluginError: For a field that it does not have, with the nearest that it has.
     """
 
     commit: Tensor

@@ -16,8 +16,17 @@ if TYPE_CHECKING:
 class ModelFacts:
     """What policies may know of the model; handed to `begin`.
 
-    `allowed` is a bool tensor `[vocabulary]`: the ids that may be committed, which leaves out the mask
-    id and every id the tokenizer does not have. `banned` lists the others.
+    Attributes:
+        family: The name of the backbone.
+        tokenizer: That of the checkpoint, where it has one.
+        mask_token_id: What stands at open targets.
+        pad_token_id: What stands beside a text.
+        eos_token_ids: The end of sequence, and the chat template's end of turn where that is another.
+        vocab_size: Ids that the model predicts.
+        max_length: Columns that a canvas may have.
+        allowed: Bool `[vocabulary]`, the ids that may be committed: neither the mask id nor one that the
+            tokenizer does not have.
+        banned: The other ids, a list in a tensor.
     """
 
     family: str

@@ -18,25 +18,29 @@ class GenerationResult(ModelOutput):
     As every `ModelOutput` of transformers: `result.sequences`, `result["sequences"]`, `result[0]`,
     `result.to_tuple()` and `**result` in the order below.
 
-    sequences: LongTensor `[batch, prompt + gen]`, prompt included, shorter prompts padded on the left
-        (`infill`: `[batch, canvas]`). Targets after the first end of sequence are padding.
-    forward_of_position: LongTensor `[batch, gen]` (`infill`: `[batch, canvas]`), the 0-based forward of
-        its batch that committed each target, -1 where none did.
-    confidence: float32, the same shape: probability of the token at commit, NaN where none was.
-    tokens: LongTensor `[batch]`, targets up to and including the first end of sequence.
-    row_forwards: LongTensor `[batch]`, forwards in which the row had an open target in its region.
-    row_forced, row_remasks: LongTensor `[batch]`.
-    row_refreshes: LongTensor `[batch]`, those of `row_forwards` over the whole canvas.
-    row_positions_computed: LongTensor `[batch]`, positions computed for the row while it was in the
-        batch, forwards in which it was idle included: they add up to `positions_computed`.
-    row_commits: LongTensor `[batch]`, commits, those behind the first end of sequence and those of
-        positions that were masked again included; forced ones are among them.
-    forwards: model calls. refreshes: those over the whole canvas. positions_computed:
-        those of every forward and row, padding and further canvases included.
-    seconds: time of the steps, each measured to its read-back, at which the device is done.
-    refresh_seconds: the part of it in steps whose forward was a refresh.
-    compile_seconds: what compiling forwards took; it is not in `seconds`.
-    execution: how forwards were run, in words.
+    Attributes:
+        sequences: Int64 `[batch, prompt + gen]`, prompt included, shorter prompts padded on the left
+            (`infill`: `[batch, canvas]`). Targets after the first end of sequence are padding.
+        forward_of_position: Int64 `[batch, gen]` (`infill`: `[batch, canvas]`), the 0-based forward of its
+            batch that committed each target, -1 where none did.
+        confidence: Float32, the same shape: the probability of the token at commit, NaN where none was.
+        tokens: Int64 `[batch]`, targets up to and including the first end of sequence.
+        row_forwards: Int64 `[batch]`, forwards in which the row had an open target in its region.
+        row_forced: Int64 `[batch]`, commits that the engine made because the policy made none.
+        row_remasks: Int64 `[batch]`, committed positions that were masked again.
+        row_refreshes: Int64 `[batch]`, those of `row_forwards` over the whole canvas.
+        row_positions_computed: Int64 `[batch]`, positions computed for the row while it was in the batch,
+            forwards in which it was idle included: they add up to `positions_computed`.
+        row_commits: Int64 `[batch]`, commits, those behind the first end of sequence and those of positions
+            that were masked again included; forced ones are among them.
+        forwards: Model calls.
+        refreshes: Model calls over the whole canvas.
+        positions_computed: Those of every forward and row, padding and further canvases included.
+        seconds: Time of the steps, each measured to its read-back, at which the device is done.
+        refresh_seconds: The part of it in steps whose forward was a refresh.
+        compile_seconds: What compiling forwards took; it is not in `seconds`.
+        execution: How forwards were run, in words.
+        texts: What was written, by the tokenizer; empty where there is none.
     """
 
     sequences: Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import Self
 
 from dllm_sampling.inputs.settings import Settings
@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 class Sampling(Settings):
     """How candidates are drawn, and which probability counts as their confidence."""
 
-    temperature: float = Field(0.0, ge=0, description="0 takes the most likely token; above 0 samples.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the smallest set this probable.")
-    top_k: int | None = Field(None, ge=1, description="Sample from the k most likely tokens.")
-    confidence: Literal["plain", "filtered"] = Field(
-        "plain",
-        description="plain: the model's own probability of the candidate (LLaDA); filtered: the one "
-        "after temperature, top-p and top-k (Dream).",
-    )
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    temperature: float = Field(0.0, ge=0)
+    """0 takes the most likely token; above 0 samples."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Sample from the smallest set this probable."""
+    top_k: int | None = Field(None, ge=1)
+    """Sample from the k most likely tokens."""
+    confidence: Literal["plain", "filtered"] = "plain"
+    """plain: the model's own probability (LLaDA); filtered: after temperature, top-p and top-k (Dream)."""
 
     @model_validator(mode="after")
     def _filters_have_an_effect(self) -> Self:

@@ -43,9 +43,13 @@ class Progress:
 class Study:
     """Samplers on tasks with models and seeds, compared with one of the samplers.
 
-    config: a resolved study; `Study.read` takes a file, `Study.of` plain data.
-    limit: only so many examples of each task.
-    Raises ConfigurationError for what cannot work, before anything runs.
+    Args:
+        config: A resolved study; `Study.read` takes a file, `Study.of` plain data.
+        limit: Only so many examples of each task.
+        folder: Where the git state is read that results record; by default the working directory.
+
+    Raises:
+        ConfigurationError: Something cannot work; raised before anything runs.
     """
 
     def __init__(self, config: StudyConfig, *, limit: int | None = None, folder: Path | None = None) -> None:
@@ -57,19 +61,42 @@ class Study:
 
     @classmethod
     def of(cls, data: Mapping[str, Any], *, limit: int | None = None) -> Study:
-        """A study from plain data, as a YAML file holds it."""
+        """A study from plain data.
+
+        Args:
+            data: What a file would hold.
+            limit: Only so many examples of each task.
+
+        Returns:
+            The study.
+
+        Raises:
+            ConfigurationError: Something is unknown or cannot work.
+        """
         return cls(StudyConfig.of(data), limit=limit)
 
     @classmethod
     def read(cls, path: str | Path, *, limit: int | None = None) -> Study:
-        """A study from a .yaml, .toml or .json file."""
+        """A study from a file.
+
+        Args:
+            path: A .yaml, .toml or .json file.
+            limit: Only so many examples of each task.
+
+        Returns:
+            The study.
+
+        Raises:
+            ConfigurationError: Something is unknown or cannot work.
+        """
         return cls(StudyConfig.read(path), limit=limit, folder=Path(path).resolve().parent)
 
     @cached_property
     def examples(self) -> dict[str, Sequence[Example]]:
         """The examples of each task, by its name in the study.
 
-        Raises ConfigurationError naming the task whose examples cannot be read.
+        Raises:
+            ConfigurationError: The examples of a task cannot be read; the error names it.
         """
         found = {}
         for entry in self.config.tasks:
@@ -93,13 +120,24 @@ class Study:
         executor: Executor | None = None,
         watch: Callable[[Progress], None] | None = None,
     ) -> Results:
-        """Run what is missing in the results folder `output`, and return what is there.
+        """Run what is missing in a results folder.
 
-        only: a shell pattern, or a part, of the cells' titles or the samplers' names.
-        fresh: forget the records of these cells first. shard: (i, n), i from 1: every n-th batch, into
-        the folder `output/shards/i-of-n`, for `merge`.
-        watch: called after every batch.
         Stopped at any moment, it loses at most the batches in hand; the same call goes on from there.
+
+        Args:
+            output: The folder.
+            only: A shell pattern, or a part, of the cells' titles or the samplers' names.
+            fresh: Forget the records of these cells first.
+            shard: (i, n), i from 1: every n-th batch, into the folder `output/shards/i-of-n`, for `merge`.
+            executor: Where batches are decoded; by default in this process.
+            watch: Called after every batch.
+
+        Returns:
+            What is in the folder afterwards.
+
+        Raises:
+            ConfigurationError: An argument cannot work.
+            StudyError: The folder is in use, damaged or another study's.
         """
         index, count = shard
         if not 1 <= index <= count:
@@ -218,7 +256,17 @@ class Study:
             folder.finish(cell)
 
     def merge(self, output: str | Path) -> Results:
-        """Put the shards of `output` together; StudyError where there are none."""
+        """Put the shards of a results folder together.
+
+        Args:
+            output: The folder.
+
+        Returns:
+            What is in it afterwards.
+
+        Raises:
+            StudyError: It has no shards, or they are another study's.
+        """
         folder = ResultsFolder(output)
         shards = folder.shards()
         if not shards:
@@ -245,7 +293,14 @@ class Study:
         return Results(folder)
 
     def probe(self, cells: Sequence[Cell] | None = None) -> Iterator[tuple[Cell, Probe | CellFailure]]:
-        """Time a few steps of each cell, or of those given; a failure for one that cannot be run."""
+        """Time a few steps of cells.
+
+        Args:
+            cells: Which ones; by default all.
+
+        Yields:
+            Each cell with its times, or with a failure where it cannot be run.
+        """
         worker = Worker(self._by_id())
         for cell in self.cells if cells is None else cells:
             try:

@@ -26,7 +26,7 @@ _LATEX = {
 
 
 def visible(text: str) -> str:
-    """The text with control characters as escapes such as `\\x1b`; line ends (`\\n`) and tabs stay."""
+    r"""The text with control characters as escapes such as `\x1b`; line ends (`\n`) and tabs stay."""
     return _OBEYED.sub(_escape, text)
 
 

@@ -16,7 +16,13 @@ Prompt: TypeAlias = "str | Sequence[Mapping[str, Any]]"
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt (a string or chat messages), the right answer, and what else the checker needs."""
+    """One prompt with its answer.
+
+    Attributes:
+        prompt: A string, or the messages of a chat.
+        answer: The right answer.
+        data: What else the checker needs.
+    """
 
     prompt: Prompt
     answer: str
@@ -24,7 +30,12 @@ class Example:
 
 
 class Task(Named, ABC):
-    """Examples and how an answer is checked. Plugins offer subclasses; fields are parameters."""
+    """Examples and how an answer is checked. Plugins offer subclasses; fields are parameters.
+
+    Attributes:
+        gen_length: Targets behind each prompt.
+        chat_template: Whether string prompts become chat messages.
+    """
 
     kind: ClassVar[str] = "task"
     gen_length: int = Field(256, ge=1, description="Targets behind each prompt.")
@@ -36,7 +47,15 @@ class Task(Named, ABC):
 
     @abstractmethod
     def is_correct(self, text: str, example: Example) -> bool:
-        """Whether a generated text answers the example."""
+        """Whether a generated text answers an example.
+
+        Args:
+            text: What was written.
+            example: What was asked.
+
+        Returns:
+            True for a right answer.
+        """
 
     def scored_by(self) -> Task:
         """The task whose code `is_correct` runs: by default this one. What it is decides the scores."""

@@ -26,10 +26,16 @@ EOS_FROM_END = 2
 
 
 class ChosenModel(Backbone):
-    """Predicts what `predict(tokens, position_ids)` says: logits `[batch, n, vocabulary]`.
+    """A model that predicts what a function says.
 
     The last id is the mask, the one before it ends a sequence. It is not loaded from anywhere; the KV
     buffer is written, but not read: predictions depend on the tokens of the forward alone.
+
+    Args:
+        predict: From tokens and position ids, both `[batch, n]`, to logits `[batch, n, vocabulary]`.
+        vocab_size: Ids that it predicts.
+        max_length: Columns that a canvas may have.
+        device: Where the canvases lie.
     """
 
     name: ClassVar[str] = "chosen"
@@ -97,10 +103,17 @@ def observe(
     sampling: Sampling | None = None,
     seed: int = 0,
 ) -> tuple[DecodingState, Observation]:
-    """A state and an observation of `logits [batch, region, vocabulary]`, as after a whole forward.
+    """What a policy sees after a forward over the whole canvas.
 
-    masked: `[batch, region]`, open targets; all by default. The rest are committed. The last id is the
-    mask. `policy` gets a memory.
+    Args:
+        logits: `[batch, region, vocabulary]`; the last id is the mask.
+        masked: Bool `[batch, region]`, open targets; all by default. The rest are committed.
+        policy: Who gets a memory.
+        sampling: How candidates are drawn.
+        seed: Of the noise.
+
+    Returns:
+        The state and the observation.
     """
     batch, width, vocabulary = logits.shape
     facts = ChosenModel(lambda tokens, _: tokens, vocabulary, device=str(logits.device)).facts

@@ -60,8 +60,9 @@ Predicting = Callable[[str], Backbone]
 class PolicyConformance:
     """What every policy must do. Subclass one of the classes below, which say how it is used.
 
-    settings: further settings of the sampler in which the policy is tried, such as a schedule it needs.
-    syncs_per_step: host synchronisations that the policy itself makes in a step; shipped ones make none.
+    Attributes:
+        settings: Further settings of the sampler in which the policy is tried, such as a schedule it needs.
+        syncs_per_step: Host synchronisations that the policy itself makes in a step; shipped ones make none.
 
     Fixtures: `policy`, which you give. `tokenizer`, None unless you give one: the models of the checks then
     have its ids. `model`, a small random transformer unless you give another: the checks in which keys
@@ -104,11 +105,18 @@ class PolicyConformance:
             f"name = {policy.name!r}: names are lower case with underscores; config files use them."
         )
 
-    def test_its_docstring_names_a_source(self, policy: Policy) -> None:
-        text = type(policy).__doc__ or ""
-        assert "Source:" in text, (
-            "end the class docstring with `Source:` and the paper, or `Source: ours.`: who reads a result "
-            "wants to know whose rule it was."
+    def test_it_says_what_its_rule_is_and_whose(self, policy: Policy) -> None:
+        """By itself: what it inherits was said of another rule."""
+        own = vars(type(policy))
+        assert own.get("sources"), (
+            "give the class `sources: ClassVar[tuple[Source, ...]]`, with the paper, "
+            '(Source("Fast-dLLM", arxiv="2505.22618"),), or (Source("ours"),): who reads a result wants to '
+            "know whose rule it was."
+        )
+        # An observer decides nothing.
+        assert own.get("rule") or self.kind is Observer, (
+            "say what it does as a formula: give the class "
+            '`rule: ClassVar[str] = "commit {i : c_i >= threshold}."`'
         )
 
     def test_its_settings_are_frozen(self, policy: Policy) -> None:
@@ -340,7 +348,7 @@ class ScoreConformance(PolicyConformance):
     kind = Score
     slot = "unmasking"
 
-    def test_it_leaves_the_logits_alone(self, policy: Score) -> None:
+    def test_it_leaves_the_logits_alone(self, policy: Score, predicted: Predicting) -> None:
         unchanged: list[bool] = []
 
         class Spy(type(policy)):  # type: ignore[misc]  # a class made of an instance's
@@ -354,7 +362,7 @@ class ScoreConformance(PolicyConformance):
 
         data = policy.model_dump(mode="json")
         data.pop("name", None)
-        self._decode(Spy.model_validate(data), ChosenModel(_hashed, _VOCABULARY))
+        self._decode(Spy.model_validate(data), predicted("hashed"))
         assert unchanged
         assert all(unchanged), "score changed the logits it was given: they are for reading."
 
@@ -384,6 +392,22 @@ class CachePolicyConformance(PolicyConformance):
             assert not (left_out & called).any(), (
                 "plan.refresh is true where visible positions are not computed: the count of refreshes would "
                 "be wrong. Plan them, hide them with `visible`, or say refresh=False."
+            )
+
+    def test_what_it_calls_exact_is_exact(self, policy: CachePolicy, model: Backbone) -> None:
+        """With the settings of `exact_with`, and as it is where it says `exact`."""
+        said = [policy] if policy.exact else []
+        if policy.exact_with is not None:
+            own = {field: getattr(policy, field) for field in type(policy).model_fields}
+            said.append(type(policy).model_validate({**own, **policy.exact_with}))
+        for cache in said:
+            mine = self._sampler(cache, model, unmasking={"name": "fixed_k", "k": 2})
+            plain = Sampler(model, **{**_settings(mine), "cache": "none"})
+            # Long enough that a window around a block does not hold it all.
+            first, second = (s.generate(prompts_for(model), 4 * _GEN_LENGTH) for s in (mine, plain))
+            assert torch.equal(first.sequences, second.sequences), (
+                f"{cache!r} says that it is exact, and decodes to other tokens than no cache at all: "
+                "`exact_with` names settings with which nothing that is stale is read, or is None."
             )
 
     def test_every_forward_predicts_what_is_open(self, policy: CachePolicy, model: Backbone) -> None:

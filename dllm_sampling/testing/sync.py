@@ -33,12 +33,15 @@ _OPERATORS = {
 
 
 class SyncCounter:
-    """Counts what makes the host wait for a device, by name, in `counts`.
+    """Counts what makes the host wait for a device, as a context.
 
     Function calls (`item`, `tolist`, `numpy`, `cpu`, `to` another device, `bool`, `int`, `__index__`) and
     operators whose result's shape depends on values (`nonzero`, `unique`, `masked_select`, `equal`,
     `repeat_interleave` by a tensor, indexing with a mask). A copy `to` a named device counts outside
     transformers, whose models pass their own device.
+
+    Attributes:
+        counts: How often each was called, by name.
     """
 
     def __init__(self) -> None:

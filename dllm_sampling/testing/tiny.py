@@ -17,8 +17,15 @@ VOCABULARY = 64
 def tiny_model(seed: int = 0, sharpness: float = 8.0, vocabulary: int = VOCABULARY) -> Backbone:
     """A LLaDA of 2 layers and 64 tokens with random weights, the same for the same seed.
 
-    The last id is the mask, the one before it ends a sequence. sharpness: the standard deviation of
-    its logits, roughly.
+    The last id is the mask, the one before it ends a sequence.
+
+    Args:
+        seed: Of the weights.
+        sharpness: The standard deviation of its logits, roughly.
+        vocabulary: Ids that it has.
+
+    Returns:
+        The model, made once for each pair of arguments.
     """
     config = LlamaConfig(
         vocab_size=vocabulary,

@@ -10,7 +10,7 @@ from dllm_sampling.strategies.shared.token_ids import token_id
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import BlockSchedule, DecodingState, ModelFacts, Observation, Region
+from dllm_sampling import BlockSchedule, DecodingState, ModelFacts, Observation, Region, Source
 
 
 class AdaBlock(BlockSchedule):
@@ -18,13 +18,22 @@ class AdaBlock(BlockSchedule):
 
     The first forward of a block shows a wide window; what lies behind the chosen end is not committed.
     Rows have ends of their own and wait for each other before the next block.
-    Needs candidates and confidences, `restrict`, a region of each row, and ends carried by the read-back.
-    Rule: among the next window positions whose candidate is a delimiter, the most confident one, if its
-    confidence >= threshold, is the block's last; else the block has `block_length`.
-    Source: AdaBlock-dLLM (arXiv:2509.26432) and its code; threshold 0.5 for Dream.
     """
 
     name: ClassVar[str] = "adablock"
+    rule: ClassVar[str] = (
+        "among the next window positions whose candidate is a delimiter, the most confident one, if its\n"
+        "confidence >= threshold, is the block's last; else the block has `block_length`."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("AdaBlock-dLLM", "and its code; threshold 0.5 for Dream", arxiv="2509.26432"),
+    )
+    needs: ClassVar[tuple[str, ...]] = (
+        "candidates and confidences",
+        "`restrict`",
+        "a region of each row",
+        "ends carried by the read-back",
+    )
     block_length: int = Field(32, ge=1, description="Positions in a block without a sure delimiter.")
     threshold: float = Field(0.3, ge=0, le=1, description="Least confidence of a delimiter.")
     share: float = Field(0.25, gt=0, le=1, description="Window as a share of the row's targets.")

@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import BlockSchedule, DecodingState, Region
+from dllm_sampling import BlockSchedule, DecodingState, Region, Source
 
 
 class FixedBlocks(BlockSchedule):
@@ -15,13 +15,17 @@ class FixedBlocks(BlockSchedule):
 
     All rows move together: a row whose block is done waits for the others. The last block is shorter
     where the length does not divide; blocks without targets are passed over.
-    Needs each row's leftmost open target.
-    Rule: [s, s + block_length) with s = first target + b block_length, for the first b that holds an open
-    target of some row.
-    Source: LLaDA (arXiv:2502.09992), semi-autoregressive decoding.
     """
 
     name: ClassVar[str] = "fixed_blocks"
+    rule: ClassVar[str] = (
+        "[s, s + block_length) with s = first target + b block_length, for the first b that holds an open\n"
+        "target of some row."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("LLaDA", "semi-autoregressive decoding", arxiv="2502.09992"),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("each row's leftmost open target",)
     block_length: int = Field(32, ge=1, description="Positions in a block.")
 
     def plan_region(self, state: DecodingState) -> Region:

@@ -9,7 +9,7 @@ import torch
 from dllm_sampling.strategies.shared.ragged import region_of_rows
 from pydantic import Field
 
-from dllm_sampling import BlockSchedule, Decision, DecodingState, ModelFacts, Observation, Region
+from dllm_sampling import BlockSchedule, Decision, DecodingState, ModelFacts, Observation, Region, Source
 
 
 class MultiBlock(BlockSchedule):
@@ -18,13 +18,22 @@ class MultiBlock(BlockSchedule):
     At most one is opened a forward. Where nothing passes a rule the engine commits in the leftmost
     unfinished block, so a block that has just been opened is never forced. Nothing is refreshed after
     the first forward but by `interval` or `commit_refresh`. Rows move on their own.
-    Needs a region of each row with blocks of its own, and its last block carried by the read-back.
-    Rule: append a block when the committed share of the last one >= `add`.
-    Source: D2F (arXiv:2508.09192) and d3LLM (arXiv:2601.07568), whose code for Dream forces as here; D2F
-    forces one commit in every block whose predecessor is 95 % done.
     """
 
     name: ClassVar[str] = "multi_block"
+    rule: ClassVar[str] = "append a block when the committed share of the last one >= `add`."
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source(
+            "D2F",
+            "which forces one commit in every block whose predecessor is 95 % done",
+            arxiv="2508.09192",
+        ),
+        Source("d3LLM", "whose code for Dream forces as here", arxiv="2601.07568"),
+    )
+    needs: ClassVar[tuple[str, ...]] = (
+        "a region of each row with blocks of its own",
+        "its last block carried by the read-back",
+    )
     block_length: int = Field(32, ge=1, description="Positions in a block.")
     add: float = Field(
         0.1, ge=0, le=1, description="Committed share of the last block at which one is added."

@@ -9,7 +9,7 @@ from dllm_sampling.strategies.shared.ragged import region_of_rows
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import BlockSchedule, Decision, DecodingState, Observation, Region
+from dllm_sampling import BlockSchedule, Decision, DecodingState, Observation, Region, Source
 
 
 class Sliding(BlockSchedule):
@@ -17,14 +17,21 @@ class Sliding(BlockSchedule):
 
     So `block_length` open targets are always offered, until the canvas ends. There are no blocks and no
     refreshes by blocks: put `commit_refresh` or `interval` around a cache. Rows move on their own.
-    Needs a region of each row, and counts carried by the read-back.
-    Rule: from the leftmost open target to the target number block_length + commits, or the last one; at
-    most `longest` positions.
-    Source: DSB (arXiv:2602.05992) and its code; greedy without `longest`, constant with
-    longest = block_length.
     """
 
     name: ClassVar[str] = "sliding"
+    rule: ClassVar[str] = (
+        "from the leftmost open target to the target number block_length + commits, or the last one; at\n"
+        "most `longest` positions."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source(
+            "DSB",
+            "and its code; greedy without `longest`, constant with longest = block_length",
+            arxiv="2602.05992",
+        ),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("a region of each row", "counts carried by the read-back")
     block_length: int = Field(32, ge=1, description="Open targets that are offered.")
     longest: int | None = Field(None, ge=1, description="Most positions from the first to the last offered.")
 

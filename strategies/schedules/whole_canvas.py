@@ -6,17 +6,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dllm_sampling import BlockSchedule, DecodingState, Region
+from dllm_sampling import BlockSchedule, DecodingState, Region, Source
 
 
 class WholeCanvas(BlockSchedule):
-    """Work on all targets at once: one block. Needs nothing but the span of the targets.
-
-    Rule: [first target, end of targets).
-    Source: Dream (arXiv:2508.15487).
-    """
+    """Work on all targets at once: one block."""
 
     name: ClassVar[str] = "whole_canvas"
+    rule: ClassVar[str] = "[first target, end of targets)."
+    sources: ClassVar[tuple[Source, ...]] = (Source("Dream", arxiv="2508.15487"),)
+    needs: ClassVar[tuple[str, ...]] = ("the span of the targets",)
 
     def plan_region(self, state: DecodingState) -> Region:
         starts = state.forward_index == 0

@@ -6,18 +6,19 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dllm_sampling import DecodingState, Observation, Score
+from dllm_sampling import DecodingState, Observation, Score, Source
 
 
 class Confidence(Score):
-    """The probability of the candidate, as a logarithm: the surest first.
-
-    Needs the confidences alone.
-    Rule: s_i = log c_i, c_i the probability of the candidate.
-    Source: LLaDA (arXiv:2502.09992), low-confidence remasking; Dream's `maskgit_plus` (arXiv:2508.15487).
-    """
+    """The probability of the candidate, as a logarithm: the surest first."""
 
     name: ClassVar[str] = "confidence"
+    rule: ClassVar[str] = "s_i = log c_i, c_i the probability of the candidate."
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("LLaDA", "low-confidence remasking", arxiv="2502.09992"),
+        Source("Dream", "its `maskgit_plus`", arxiv="2508.15487"),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("the confidences alone",)
 
     def score(self, state: DecodingState, observation: Observation) -> Tensor:
         return observation.log_confidence

@@ -6,18 +6,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dllm_sampling import DecodingState, Observation, Score
+from dllm_sampling import DecodingState, Observation, Score, Source
 
 
 class Entropy(Score):
-    """The entropy of the prediction, counted downwards: the least uncertain first.
-
-    Needs entropies.
-    Rule: s_i = -H_i, H_i in nats over the whole vocabulary.
-    Source: Dream (arXiv:2508.15487), its `entropy`.
-    """
+    """The entropy of the prediction, counted downwards: the least uncertain first."""
 
     name: ClassVar[str] = "entropy"
+    rule: ClassVar[str] = "s_i = -H_i, H_i in nats over the whole vocabulary."
+    sources: ClassVar[tuple[Source, ...]] = (Source("Dream", "its `entropy`", arxiv="2508.15487"),)
+    needs: ClassVar[tuple[str, ...]] = ("entropies",)
 
     def score(self, state: DecodingState, observation: Observation) -> Tensor:
         return -observation.entropy

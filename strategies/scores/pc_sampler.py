@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from dllm_sampling import ConfigurationError, DecodingState, ModelFacts, Observation, Score
+from dllm_sampling import ConfigurationError, DecodingState, ModelFacts, Observation, Score, Source
 
 
 class PCSampler(Score):
@@ -18,13 +18,16 @@ class PCSampler(Score):
 
     A confident frequent token (a comma) says less than a confident rare one. `dllm-sampling
     frequencies` makes the table from any text or task. The published sampler is `fixed_k` with this
-    score. Needs confidences, candidates and a file.
-    Rule: s_j = exp(-lambda j) min(-c_j ln f(x_j), alpha), j counted from the region's start and f the
-    background frequency of the candidate; unseen tokens count as seen once. lambda is `decay`.
-    Source: PC-Sampler (arXiv:2508.13021) and its code.
+    score.
     """
 
     name: ClassVar[str] = "pc_sampler"
+    rule: ClassVar[str] = (
+        "s_j = exp(-lambda j) min(-c_j ln f(x_j), alpha), j counted from the region's start and f the\n"
+        "background frequency of the candidate; unseen tokens count as seen once. lambda is `decay`."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (Source("PC-Sampler", "and its code", arxiv="2508.13021"),)
+    needs: ClassVar[tuple[str, ...]] = ("confidences and candidates", "a file of token counts")
     frequencies: Path = Field(description="The table of token counts that `dllm-sampling frequencies` makes.")
     decay: float = Field(0.25, ge=0, description="How fast positions lose weight; lambda in the paper.")
     alpha: float = Field(10.0, gt=0, description="Largest calibrated score.")

@@ -8,19 +8,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, LogitsTransform, Observation, realigned
+from dllm_sampling import DecodingState, LogitsTransform, Observation, Source, realigned
 
 
 class Credit(LogitsTransform):
     """Raise the logits of tokens that a position has kept predicting since its block began.
 
-    Each forward every credit decays and the most likely token of each open position earns some. Needs
-    memory: region x vocabulary floats a row. Published with `confidence_threshold`.
-    Rule: C *= beta; C[i, argmax] += c_i^gamma at open i; logits + alpha log(1 + C).
-    Source: CreditDecoding (arXiv:2510.06133), as in dInfer's code.
+    Each forward every credit decays and the most likely token of each open position earns some.
+    Published with `confidence_threshold`.
     """
 
     name: ClassVar[str] = "credit"
+    rule: ClassVar[str] = "C *= beta; C[i, argmax] += c_i^gamma at open i; logits + alpha log(1 + C)."
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("CreditDecoding", "as in dInfer's code", arxiv="2510.06133"),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("memory: region x vocabulary floats a row",)
     alpha: float = Field(0.7, ge=0, description="Weight of the credit in the logits.")
     beta: float = Field(0.8, ge=0, le=1, description="What is left of a credit after a forward.")
     gamma: float = Field(0.2, ge=0, description="Power of the confidence that is earned.")

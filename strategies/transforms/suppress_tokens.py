@@ -9,18 +9,22 @@ from dllm_sampling.strategies.shared.token_ids import token_id
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, LogitsTransform, ModelFacts, Observation
+from dllm_sampling import DecodingState, LogitsTransform, ModelFacts, Observation, Source
 
 
 class SuppressTokens(LogitsTransform):
-    """Never write some tokens: their logits become minus infinity, and the others share their probability.
-
-    Needs the logits, and the checkpoint's tokenizer for tokens given as text.
-    Rule: logits[v] = -inf for v in `tokens`.
-    Source: LLaDA (arXiv:2502.09992), `logits_eos_inf` of its code, which suppresses the end of sequence.
-    """
+    """Never write some tokens: their logits become minus infinity, and the others share their probability."""
 
     name: ClassVar[str] = "suppress_tokens"
+    rule: ClassVar[str] = "logits[v] = -inf for v in `tokens`."
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source(
+            "LLaDA",
+            "`logits_eos_inf` of its code, which suppresses the end of sequence",
+            arxiv="2502.09992",
+        ),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("the logits", "the checkpoint's tokenizer for tokens given as text")
     tokens: tuple[int | str, ...] = Field(
         min_length=1, description='Ids, texts of single tokens, or "eos" for every end of sequence.'
     )

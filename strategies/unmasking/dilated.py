@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, Observation, Region, UnmaskingPolicy, log_of
+from dllm_sampling import DecodingState, Observation, Region, Source, UnmaskingPolicy, log_of
 
 
 class Dilated(UnmaskingPolicy):
@@ -16,14 +16,27 @@ class Dilated(UnmaskingPolicy):
 
     The rounds are fixed by position alone: strides B/base, B/base^2, ..., 1. Members of a round less
     confident than `skip` wait for the next one; the last round commits whatever is left. A round may
-    commit nothing. Needs the region's geometry, the row's clock in the block, the confidences.
-    Rule: in round r commit {k : k mod s_r = 0 and c_k >= skip} with s_r = floor(s_{r-1} / base); a last
-    round smaller than the one before is merged into it.
-    Source: DUS (arXiv:2506.19037) and its code, which never comes back to what it skipped and leaves
-    masks in the text; here it is tried again, as the method asks.
+    commit nothing.
     """
 
     name: ClassVar[str] = "dilated"
+    rule: ClassVar[str] = (
+        "in round r commit {k : k mod s_r = 0 and c_k >= skip} with s_r = floor(s_{r-1} / base); a last\n"
+        "round smaller than the one before is merged into it."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source(
+            "DUS",
+            "and its code, which never comes back to what it skipped and leaves masks in the text; "
+            "here it is tried again, as the method asks",
+            arxiv="2506.19037",
+        ),
+    )
+    needs: ClassVar[tuple[str, ...]] = (
+        "the region's geometry",
+        "the row's clock in the block",
+        "the confidences",
+    )
     base: int = Field(2, ge=2, description="Ratio of the strides of two rounds.")
     skip: float = Field(0.3, ge=0, le=1, description="Least confidence of a position to commit in its round.")
 

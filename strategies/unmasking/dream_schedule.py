@@ -9,13 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
-from dllm_sampling import (
-    DecodingState,
-    ModelFacts,
-    Observation,
-    UnmaskingPolicy,
-    top_k,
-)
+from dllm_sampling import DecodingState, ModelFacts, Observation, Source, UnmaskingPolicy, top_k
 
 
 class DreamSchedule(UnmaskingPolicy):
@@ -23,14 +17,22 @@ class DreamSchedule(UnmaskingPolicy):
 
     The best by `alg`, floor(masked * (1 - s/t)) of them, which may be none, and all on the last
     step; `origin` commits each open target with that probability. Meant for the `whole_canvas` schedule
-    and `sampling.confidence = "filtered"`. Needs the row's clock, what `alg` ranks by, and random
-    numbers for `origin` and above `alg_temp` 0.
-    Rule: at step i of T commit the floor(m (1 - t_(i+1) / t_i)) best of m open targets, with
-    t_i = 1 - (1 - eps) i / T; all of them at the last step.
-    Source: Dream (arXiv:2508.15487) and its published sampler.
+    and `sampling.confidence = "filtered"`.
     """
 
     name: ClassVar[str] = "dream_schedule"
+    rule: ClassVar[str] = (
+        "at step i of T commit the floor(m (1 - t_(i+1) / t_i)) best of m open targets, with\n"
+        "t_i = 1 - (1 - eps) i / T; all of them at the last step."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("Dream", "and its published sampler", arxiv="2508.15487"),
+    )
+    needs: ClassVar[tuple[str, ...]] = (
+        "the row's clock",
+        "what `alg` ranks by",
+        "random numbers for `origin` and above `alg_temp` 0",
+    )
     alg: Literal["origin", "maskgit_plus", "topk_margin", "entropy"] = Field(
         "entropy", description="Which positions, by Dream's names: chance, confidence, margin, low entropy."
     )

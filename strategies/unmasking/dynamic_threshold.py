@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, NestedScore, Observation, UnmaskingPolicy, reranked
+from dllm_sampling import DecodingState, NestedScore, Observation, Source, UnmaskingPolicy, reranked
 
 
 class DynamicThreshold(UnmaskingPolicy):
@@ -17,12 +17,15 @@ class DynamicThreshold(UnmaskingPolicy):
     A block's first forward uses the threshold itself. The open share is taken over the region and the
     targets behind it that count as seen: the nearest `window` and the last `tail`, as `suffix_window`
     shows them; window 0 and tail 0 take the region alone. Another `score` takes as many positions as
-    pass, the best by that score. Needs the confidences, a score and the open targets.
-    Rule: tau = threshold (1 - alpha (1 - r)), r the open share.
-    Source: Streaming-dLLM (arXiv:2601.17917) and its code for LLaDA.
+    pass, the best by that score.
     """
 
     name: ClassVar[str] = "dynamic_threshold"
+    rule: ClassVar[str] = "tau = threshold (1 - alpha (1 - r)), r the open share."
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("Streaming-dLLM", "and its code for LLaDA", arxiv="2601.17917"),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("the confidences and the open targets",)
     threshold: float = Field(0.9, gt=0, le=1, description="Threshold while everything is open.")
     alpha: float = Field(0.3, ge=0, lt=1, description="How far it falls in all, as a share.")
     window: int = Field(96, ge=0, description="Targets behind the region that count as seen.")

@@ -17,6 +17,7 @@ from dllm_sampling import (
     ModelFacts,
     NestedUnmaskingPolicy,
     Observation,
+    Source,
     UnmaskingPolicy,
 )
 
@@ -29,13 +30,17 @@ class EarlyCommit(UnmaskingPolicy):
 
     Settled means that the gap between the two largest logits, averaged over the answer's positions
     (committed ones too), reaches a threshold that falls as the row progresses. Meant for the
-    `whole_canvas` schedule: only what is in the region can be committed. Needs logits at committed
-    positions, the row's clock, and another policy.
-    Rule: commit all when mean gap >= 7.5, 5, 2.5 in the first, second, last third of progress.
-    Source: Prophet (arXiv:2508.19982) and its code, whose answer is 5 positions from a known start.
+    `whole_canvas` schedule: only what is in the region can be committed.
     """
 
     name: ClassVar[str] = "early_commit"
+    rule: ClassVar[str] = (
+        "commit all when mean gap >= 7.5, 5, 2.5 in the first, second, last third of progress."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("Prophet", "and its code, whose answer is 5 positions from a known start", arxiv="2508.19982"),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("logits at committed positions", "the row's clock", "another policy")
     policy: NestedUnmaskingPolicy = Field(description="What commits until then.")
     answer_start: int | None = Field(
         None, ge=0, description="Where the answer starts, from the first target; none takes all targets."

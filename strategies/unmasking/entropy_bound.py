@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, NestedScore, Observation, UnmaskingPolicy, in_order, largest
+from dllm_sampling import DecodingState, NestedScore, Observation, Source, UnmaskingPolicy, in_order, largest
 
 
 class EntropyBound(UnmaskingPolicy):
@@ -16,13 +16,22 @@ class EntropyBound(UnmaskingPolicy):
 
     Positions are taken in the order of `score`, as published. The sum of entropies bounds the joint
     entropy, so what is committed at once depends on each other by no more than gamma nats, whatever the
-    order. Needs entropies, and a score.
-    Rule: the largest k with sum_{j<=k} H_(j) - max_{j<=k} H_(j) <= gamma; k = 1 always passes.
-    Source: EB-Sampler (arXiv:2505.24857); no official code. Defaults as in PC-Sampler's; d2Cache's
-    takes its running maximum across the batch, which is not followed.
+    order.
     """
 
     name: ClassVar[str] = "entropy_bound"
+    rule: ClassVar[str] = (
+        "the largest k with sum_{j<=k} H_(j) - max_{j<=k} H_(j) <= gamma; k = 1 always passes."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source(
+            "EB-Sampler",
+            "no official code. Defaults as in PC-Sampler's; d2Cache's takes its running maximum across "
+            "the batch, which is not followed",
+            arxiv="2505.24857",
+        ),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("entropies", "a score")
     gamma: float = Field(0.01, ge=0, description="Bound in nats.")
     score: NestedScore = Field("entropy", validate_default=True, description="Which positions come first.")
 

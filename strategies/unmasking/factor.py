@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, NestedScore, Observation, UnmaskingPolicy, in_order, reranked
+from dllm_sampling import DecodingState, NestedScore, Observation, Source, UnmaskingPolicy, in_order, reranked
 
 
 class Factor(UnmaskingPolicy):
@@ -16,12 +16,15 @@ class Factor(UnmaskingPolicy):
 
     c_(n) is the n-th largest confidence. Where no n passes, the single most confident position.
     The published code commits one more where only the last candidate fails; this is the paper's rule.
-    Another `score` takes n positions too, the best by that score. Needs the confidences, and a score.
-    Rule: commit the n largest, n = max {n : (n + 1)(1 - c_(n)) < factor}, at least 1.
-    Source: Fast-dLLM (arXiv:2505.22618), section 3.3, factor-based decoding.
+    Another `score` takes n positions too, the best by that score.
     """
 
     name: ClassVar[str] = "factor"
+    rule: ClassVar[str] = "commit the n largest, n = max {n : (n + 1)(1 - c_(n)) < factor}, at least 1."
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("Fast-dLLM", "section 3.3, factor-based decoding", arxiv="2505.22618"),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("the confidences", "a score")
     factor: float = Field(1.0, gt=0, description="Bound on (n + 1)(1 - c_(n)).")
     score: NestedScore = Field(
         "confidence", validate_default=True, description="Which positions, where these are so many."

@@ -9,18 +9,21 @@ from dllm_sampling.strategies.shared.parts import Policies, masks_of
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, Observation, UnmaskingPolicy
+from dllm_sampling import DecodingState, Observation, Source, UnmaskingPolicy
 
 
 class FirstOf(UnmaskingPolicy):
     """What the first of several policies commits; where that is nothing, the next one, and so on.
 
-    Row by row, of what is eligible. Needs policies that commit and do nothing else.
-    Rule: the first non-empty of several sets.
-    Source: the fallbacks of published rules, such as KLASS's (arXiv:2511.05664) to a fixed budget.
+    Row by row, of what is eligible.
     """
 
     name: ClassVar[str] = "first_of"
+    rule: ClassVar[str] = "the first non-empty of several sets."
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("the fallbacks of published rules", "such as KLASS's to a fixed budget", arxiv="2511.05664"),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("policies that commit and do nothing else",)
     policies: Policies = Field(description="Policies in order; each commits, none remasks.")
 
     def idle_steps(self, targets: int) -> int:

@@ -15,6 +15,7 @@ from dllm_sampling import (
     ModelFacts,
     NestedScore,
     Observation,
+    Source,
     UnmaskingPolicy,
     top_k,
 )
@@ -25,12 +26,14 @@ class FixedK(UnmaskingPolicy):
 
     With `steps`, a block of n targets gets its share S of the steps, and its i-th forward commits
     n // S positions, one more for the first n % S: LLaDA's schedule where all blocks are equal.
-    Needs a score, and with `steps` a schedule that knows its blocks ahead.
-    Rule: commit the k positions of the largest score.
-    Source: LLaDA (arXiv:2502.09992), low-confidence remasking and its random variant.
     """
 
     name: ClassVar[str] = "fixed_k"
+    rule: ClassVar[str] = "commit the k positions of the largest score."
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("LLaDA", "low-confidence remasking and its random variant", arxiv="2502.09992"),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("a score", "with `steps`, a schedule that knows its blocks ahead")
     k: int | None = Field(None, ge=1, description="Positions a forward; 1 where `steps` is not given.")
     steps: int | None = Field(None, ge=1, description="Forwards for a whole row, shared by its blocks.")
     score: NestedScore = Field("confidence", validate_default=True, description="Which positions come first.")

@@ -11,6 +11,7 @@ from dllm_sampling import (
     DecodingState,
     NestedScore,
     Observation,
+    Source,
     UnmaskingPolicy,
     in_order,
     largest,
@@ -25,12 +26,13 @@ class Frechet(UnmaskingPolicy):
     L_n = sum of c_(j) - (n - 1), and that of anything else at position n at most U_n = 1 - c_(n); the
     prefix ends where L_n - U_n falls to `delta`. The most confident position is always committed. At
     equal confidences this is `factor` with factor = 1 - delta. Another `score` takes as many positions,
-    the best by that score. Needs the confidences, and a score.
-    Rule: commit #{n : L_n - U_n > delta}, at least 1.
-    Source: Fast-dLLM++ (arXiv:2606.02955) and its code.
+    the best by that score.
     """
 
     name: ClassVar[str] = "frechet"
+    rule: ClassVar[str] = "commit #{n : L_n - U_n > delta}, at least 1."
+    sources: ClassVar[tuple[Source, ...]] = (Source("Fast-dLLM++", "and its code", arxiv="2606.02955"),)
+    needs: ClassVar[tuple[str, ...]] = ("the confidences", "a score")
     delta: float = Field(0.25, ge=0, lt=1, description="Least gap between the two bounds.")
     score: NestedScore = Field(
         "confidence", validate_default=True, description="Which positions, where these are so many."

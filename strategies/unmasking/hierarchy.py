@@ -10,21 +10,27 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
-from dllm_sampling import DecodingState, Observation, UnmaskingPolicy, log_of, or_the_best
+from dllm_sampling import DecodingState, Observation, Source, UnmaskingPolicy, log_of, or_the_best
 
 
 class Hierarchy(UnmaskingPolicy):
     """Commit the confident, and the best of every run of open positions: divide and conquer.
 
     A run is a maximal row of adjacent open positions in the region; its most confident one is committed
-    above `low`, which splits the run, and every other one above `threshold`. Needs the confidences and
-    which positions adjoin.
-    Rule: commit {c_i > threshold} and {argmax of a run : c_i > low}, or the best of all.
-    Source: Hierarchy-dLLM (openreview ZsIQUjQtdW), as in dInfer's code (arXiv:2510.08666), where exact
-    ties within a run all commit; here the first does. Its remasking variant is not built.
+    above `low`, which splits the run, and every other one above `threshold`.
     """
 
     name: ClassVar[str] = "hierarchy"
+    rule: ClassVar[str] = "commit {c_i > threshold} and {argmax of a run : c_i > low}, or the best of all."
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("Hierarchy-dLLM", "whose remasking variant is not built", openreview="ZsIQUjQtdW"),
+        Source(
+            "dInfer's code of it",
+            "where exact ties within a run all commit; here the first does",
+            arxiv="2510.08666",
+        ),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("the confidences and which positions adjoin",)
     threshold: float = Field(0.9, gt=0, le=1, description="Above it every position is committed.")
     low: float = Field(
         0.4, ge=0, le=1, description="Above it the best of a run is committed; at most `threshold`."

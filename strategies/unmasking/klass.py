@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, Observation, UnmaskingPolicy, log_of, realigned
+from dllm_sampling import DecodingState, Observation, Source, UnmaskingPolicy, log_of, realigned
 
 
 class Klass(UnmaskingPolicy):
@@ -16,14 +16,22 @@ class Klass(UnmaskingPolicy):
 
     Stable is a position whose last `history` divergences KL(p_t || p_{t-1}) were all below `kl`. Where
     nothing is ready the engine commits the most confident position; for the published fallback to a
-    larger budget write `first_of` with `klass` and `fixed_k`. Needs the previous distributions, which
-    it keeps: region x vocabulary floats a row.
-    Rule: commit {i : c_i > threshold and KL_i < kl in each of the last `history` forwards}.
-    Source: KLASS (arXiv:2511.05664) and its code, which computes the whole canvas, so that in later
-    blocks divergences reach back before the block; here a block starts without any.
+    larger budget write `first_of` with `klass` and `fixed_k`.
     """
 
     name: ClassVar[str] = "klass"
+    rule: ClassVar[str] = "commit {i : c_i > threshold and KL_i < kl in each of the last `history` forwards}."
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source(
+            "KLASS",
+            "and its code, which computes the whole canvas, so that in later blocks divergences reach "
+            "back before the block; here a block starts without any",
+            arxiv="2511.05664",
+        ),
+    )
+    needs: ClassVar[tuple[str, ...]] = (
+        "the previous distributions, which it keeps: region x vocabulary floats a row",
+    )
     threshold: float = Field(0.9, ge=0, lt=1, description="Least confidence of a position to commit.")
     kl: float = Field(0.01, gt=0, description="Divergence below which a step counts as stable, in nats.")
     history: int = Field(2, ge=1, description="Steps that must have been stable.")

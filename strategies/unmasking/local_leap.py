@@ -9,20 +9,23 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
-from dllm_sampling import DecodingState, Observation, UnmaskingPolicy
+from dllm_sampling import DecodingState, Observation, Source, UnmaskingPolicy
 
 
 class LocalLeap(UnmaskingPolicy):
     """Commit the confident positions, and near them what passes a lower threshold.
 
-    Around a confident position (an anchor) its neighbours' predictions are more reliable. With
-    relaxed = threshold it is the plain threshold. Needs the confidences and the positions.
-    Rule: A = {c_i >= threshold}; commit A and {c_i >= relaxed : some a in A has |i - a| <= radius}, or
-    the best.
-    Source: LocalLeap (arXiv:2510.07081) and its code.
+    Around a confident position (an anchor) its neighbours' predictions are more reliable. With relaxed
+    = threshold it is the plain threshold.
     """
 
     name: ClassVar[str] = "local_leap"
+    rule: ClassVar[str] = (
+        "A = {c_i >= threshold}; commit A and {c_i >= relaxed : some a in A has |i - a| <= radius}, or\n"
+        "the best."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (Source("LocalLeap", "and its code", arxiv="2510.07081"),)
+    needs: ClassVar[tuple[str, ...]] = ("the confidences and the positions",)
     threshold: float = Field(0.9, gt=0, le=1, description="Least confidence of an anchor.")
     relaxed: float = Field(
         0.75, gt=0, le=1, description="Least confidence near an anchor; at most `threshold`."

@@ -9,21 +9,30 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import Decision, DecodingState, Observation, UnmaskingPolicy, in_order
+from dllm_sampling import Decision, DecodingState, Observation, Source, UnmaskingPolicy, in_order
 
 
 class P2(UnmaskingPolicy):
     """Rank open and committed positions together, and let only a growing share of the best be unmasked.
 
     Whatever falls out of that share is masked again; what stays keeps its token. Meant for the
-    `whole_canvas` schedule. Needs predictions at committed positions, remasking, the row's clock.
-    Rule: at step i of T mask the floor(N (1 - kappa(i / T))) positions of least s, s = log c at open
-    positions and eta log c at committed ones, c the probability of the position's best token now.
-    Source: P2-self (arXiv:2502.03540) and its code (Path-Planning), which scores committed positions by
-    the best token, not by the one in place.
+    `whole_canvas` schedule.
     """
 
     name: ClassVar[str] = "p2"
+    rule: ClassVar[str] = (
+        "at step i of T mask the floor(N (1 - kappa(i / T))) positions of least s, s = log c at open\n"
+        "positions and eta log c at committed ones, c the probability of the position's best token now."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source(
+            "P2-self",
+            "and its code (Path-Planning), which scores committed positions by the best token, not by "
+            "the one in place",
+            arxiv="2502.03540",
+        ),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("predictions at committed positions", "remasking", "the row's clock")
     steps: int = Field(256, ge=1, description="Forwards a row takes; T.")
     eta: float = Field(1.0, ge=0, description="Above 1 more is masked again; 0 masks nothing again.")
     kappa: Literal["linear", "sine", "geometric"] = Field(

@@ -7,20 +7,29 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from dllm_sampling import Decision, DecodingState, Observation, UnmaskingPolicy, top_k
+from dllm_sampling import Decision, DecodingState, Observation, Source, UnmaskingPolicy, top_k
 
 
 class ReMDM(UnmaskingPolicy):
     """Fill a block up to a share, then mask and commit again its least sure positions, then finish it.
 
     In the loop, each step masks the `number` positions that were committed with the least confidence
-    and commits as many of the best open ones. Needs the confidence at commit, and remasking.
-    Rule: once `start` of the block is committed, for `loops` steps: remask the r lowest, commit r.
-    Source: the LLaDA port of ReMDM (arXiv:2503.00307), guanghanwang/ReMDM-LLaDA, which counts `start` in
-    steps; at one commit a step that is the same. Its sampler draws at temperature 1.
+    and commits as many of the best open ones.
     """
 
     name: ClassVar[str] = "remdm"
+    rule: ClassVar[str] = (
+        "once `start` of the block is committed, for `loops` steps: remask the r lowest, commit r."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source(
+            "the LLaDA port of ReMDM",
+            "guanghanwang/ReMDM-LLaDA, which counts `start` in steps; at one commit a step that is the "
+            "same. Its sampler draws at temperature 1",
+            arxiv="2503.00307",
+        ),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("the confidence at commit", "remasking")
     k: int = Field(1, ge=1, description="Positions committed a step outside the loop.")
     number: int = Field(1, ge=1, description="Positions masked and committed again in each step of the loop.")
     start: float = Field(0.875, gt=0, lt=1, description="Share of the block at which the loop begins.")

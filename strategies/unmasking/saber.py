@@ -7,22 +7,31 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from dllm_sampling import Decision, DecodingState, ModelFacts, Observation, UnmaskingPolicy, top_k
+from dllm_sampling import Decision, DecodingState, ModelFacts, Observation, Source, UnmaskingPolicy, top_k
 
 
 class Saber(UnmaskingPolicy):
     """Commit what is surer than commits have been so far, and take back what has lost confidence.
 
-    The threshold is the mean confidence at which the row's positions were committed; at least
-    `least` positions are. Then some committed positions whose confidence fell most since the last
-    forward (or rose least) are masked again. Needs predictions at committed positions, remasking.
-    Rule: commit S = {c_i > mean F} or the top n; with m = max(n, |S|) remask the
-    min(max(n // 2, ceil(m / divisor)), m - 1) of least c_i(t) - c_i(t - 1).
-    Source: Saber (arXiv:2510.18165) and its code for LLaDA, for one block; with several it remasks in
-    earlier blocks too, here in the region.
+    The threshold is the mean confidence at which the row's positions were committed; at least `least`
+    positions are. Then some committed positions whose confidence fell most since the last forward (or
+    rose least) are masked again.
     """
 
     name: ClassVar[str] = "saber"
+    rule: ClassVar[str] = (
+        "commit S = {c_i > mean F} or the top n; with m = max(n, |S|) remask the\n"
+        "min(max(n // 2, ceil(m / divisor)), m - 1) of least c_i(t) - c_i(t - 1)."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source(
+            "Saber",
+            "and its code for LLaDA, for one block; with several it remasks in earlier blocks too, "
+            "here in the region",
+            arxiv="2510.18165",
+        ),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("predictions at committed positions", "remasking")
     least: int = Field(2, ge=1, description="Positions committed at least; n.")
     divisor: int = Field(8, ge=1, description="Commits for each position taken back.")
 

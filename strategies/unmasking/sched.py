@@ -16,6 +16,7 @@ from dllm_sampling import (
     DecodingState,
     NestedUnmaskingPolicy,
     Observation,
+    Source,
     UnmaskingPolicy,
     realigned,
 )
@@ -26,13 +27,18 @@ class SchED(UnmaskingPolicy):
 
     Settled means that the mean gap of their two largest logits reaches a threshold that falls smoothly
     with progress p, and (`stable`) that none of their candidates changed since the last forward. Meant
-    for the `whole_canvas` schedule. Needs logits, the row's clock, the last candidates, another policy.
-    Rule: commit all when mean gap >= tau(p); linear hi + (lo - hi) p, cosine lo + (hi - lo)(1 + cos pi p)/2,
-    exponential lo + (hi - lo) e^(-k p).
-    Source: SchED (arXiv:2512.02892) and its code for Dream, which adds the condition of stability.
+    for the `whole_canvas` schedule.
     """
 
     name: ClassVar[str] = "sched"
+    rule: ClassVar[str] = (
+        "commit all when mean gap >= tau(p); linear hi + (lo - hi) p,\n"
+        "cosine lo + (hi - lo)(1 + cos pi p)/2, exponential lo + (hi - lo) e^(-k p)."
+    )
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("SchED", "and its code for Dream, which adds the condition of stability", arxiv="2512.02892"),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("logits and the last candidates", "the row's clock", "another policy")
     policy: NestedUnmaskingPolicy = Field(description="What commits until then.")
     schedule: Literal["cosine", "linear", "exponential"] = Field("cosine", description="How tau falls.")
     high: float = Field(7.5, ge=0, description="Gap asked for at the start.")

@@ -9,18 +9,18 @@ from dllm_sampling.strategies.shared.parts import Policies, masks_of
 from pydantic import Field
 from torch import Tensor
 
-from dllm_sampling import DecodingState, Observation, UnmaskingPolicy
+from dllm_sampling import DecodingState, Observation, Source, UnmaskingPolicy
 
 
 class Union(UnmaskingPolicy):
-    """What any of several policies commits.
-
-    Needs policies that commit and do nothing else.
-    Rule: the union of several sets.
-    Source: published rules of several conditions, such as Hierarchy-dLLM's (openreview ZsIQUjQtdW).
-    """
+    """What any of several policies commits."""
 
     name: ClassVar[str] = "union"
+    rule: ClassVar[str] = "the union of several sets."
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("published rules of several conditions", "such as Hierarchy-dLLM's", openreview="ZsIQUjQtdW"),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("policies that commit and do nothing else",)
     policies: Policies = Field(description="Policies; each commits, none remasks.")
 
     def idle_steps(self, targets: int) -> int:

@@ -13,20 +13,21 @@ from dllm_sampling import (
     NestedScore,
     NestedUnmaskingPolicy,
     Observation,
+    Source,
     UnmaskingPolicy,
     top_k,
 )
 
 
 class WithBudget(UnmaskingPolicy):
-    """The best of what another policy commits, at most `k`: by default the most confident.
-
-    Needs a score, and a policy that commits and does nothing else.
-    Rule: the k positions of a set that have the largest score.
-    Source: the caps of published rules, such as WINO's (arXiv:2507.18578).
-    """
+    """The best of what another policy commits, at most `k`: by default the most confident."""
 
     name: ClassVar[str] = "with_budget"
+    rule: ClassVar[str] = "the k positions of a set that have the largest score."
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("the caps of published rules", "such as WINO's", arxiv="2507.18578"),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("a score", "a policy that commits and does nothing else")
     policy: NestedUnmaskingPolicy = Field(description="The policy that proposes.")
     k: int = Field(ge=1, description="Most positions committed a forward.")
     score: NestedScore = Field("confidence", validate_default=True, description="Which positions come first.")

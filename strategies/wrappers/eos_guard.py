@@ -6,20 +6,26 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dllm_sampling import DecodingState, Observation, Wrapper
+from dllm_sampling import DecodingState, Observation, Source, Wrapper
 
 
 class EosGuard(Wrapper):
     """Hold back an end of sequence while an open target stands to its left.
 
-    With any unmasking policy. The leftmost open target is never held back, so it always ends. Needs the
-    candidates alone.
-    Rule: i is not eligible if x_i is an end of sequence and some open j < i.
-    Source: ours. LLaDA2's sampler stops under the same condition; LLaDA's `confidence_eos_eot_inf`
-    (arXiv:2502.09992) puts ends of sequence last instead.
+    With any unmasking policy. The leftmost open target is never held back, so it always ends.
     """
 
     name: ClassVar[str] = "eos_guard"
+    rule: ClassVar[str] = "i is not eligible if x_i is an end of sequence and some open j < i."
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("ours", "under the condition at which LLaDA2's sampler stops"),
+        Source(
+            "LLaDA's `confidence_eos_eot_inf`",
+            "which puts ends of sequence last instead",
+            arxiv="2502.09992",
+        ),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("the candidates alone",)
 
     def restrict(self, state: DecodingState, observation: Observation) -> Tensor:
         ends = observation.tokens.new_tensor(state.facts.eos_token_ids)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dllm_sampling import Decision, DecodingState, Observation, Region, Wrapper
+from dllm_sampling import Decision, DecodingState, Observation, Region, Source, Wrapper
 
 
 class FastDllmDream(Wrapper):
@@ -17,12 +17,14 @@ class FastDllmDream(Wrapper):
     The published caches for Dream recompute [s, e) only, whose outputs predict (s, e]: so s is committed
     from the refresh alone, whatever its confidence, and the position before the block is never
     recomputed. Without this wrapper the engine recomputes it and needs no exception.
-    Needs `wrap_plan_region` and `wrap_select`.
-    Rule: on the refresh of a block [s, e) commit s; afterwards the region is [s + 1, e).
-    Source: Fast-dLLM's code for Dream (arXiv:2505.22618); NVlabs/Fast-dLLM issues 20 and 61.
     """
 
     name: ClassVar[str] = "fast_dllm_dream"
+    rule: ClassVar[str] = "on the refresh of a block [s, e) commit s; afterwards the region is [s + 1, e)."
+    sources: ClassVar[tuple[Source, ...]] = (
+        Source("Fast-dLLM's code for Dream", "and NVlabs/Fast-dLLM issues 20 and 61", arxiv="2505.22618"),
+    )
+    needs: ClassVar[tuple[str, ...]] = ("`wrap_plan_region` and `wrap_select`",)
 
     def wrap_plan_region(self, state: DecodingState) -> Generator[None, Region, Region]:
         region = yield
