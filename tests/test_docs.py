@@ -226,7 +226,7 @@ def test_every_command_is_documented_with_its_options(site):
 
 
 def test_every_shipped_policy_has_a_page_of_the_catalogue(site):
-    found = plugins.load("strategies,caches", None, strict=True)
+    found = plugins.load("strategies,caches", strict=True)
     index = text_of(site / "catalogue" / "index.html")
     for kind in KINDS:
         for name, cls in found.classes(kind.kind).items():

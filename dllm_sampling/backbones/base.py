@@ -58,6 +58,7 @@ class Backbone(ABC):
     keys: what config.json calls the stock config's sizes, for messages, where it has other names.
     """
 
+    kind: ClassVar[str] = "backbone"
     name: ClassVar[str]
     shift: ClassVar[int] = 0
     tokenizer_class: ClassVar[type[PreTrainedTokenizerBase] | None] = None

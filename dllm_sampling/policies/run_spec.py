@@ -1,7 +1,7 @@
-"""The hook interfaces: what a plugin offers, and what the policies of a run are asked.
+"""The hook interface of a run: what its policies are asked.
 
-Two managers, both pluggy. Discovery asks installed plugins which classes they offer
-(`DiscoverySpec`). A run asks its own policies (`RunSpec`): each has its own manager, so that nothing
+Two managers are at work, both pluggy. Discovery asks installed plugins which classes they offer
+(`plugins.offers`). A run asks its own policies (`RunSpec`): each has its own manager, so that nothing
 one run registers is seen by another. Implementations are found by name; nobody decorates anything.
 """
 
