@@ -16,8 +16,9 @@ import importlib.metadata
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
-from dllm_sampling.errors import PluginError, PluginWarning, in_one_line, shown, told
+from dllm_sampling.errors import ConfigurationError, PluginError, PluginWarning, in_one_line, shown, told
 from dllm_sampling.plugins import folder as plugin_files
 from dllm_sampling.plugins.offers import offers_of
 from dllm_sampling.plugins.registry import SELECT, PluginInfo, Registry, TwoOwnersError
@@ -66,12 +67,26 @@ def _candidates(folders: Sequence[str]) -> Iterator[tuple[PluginInfo, Callable[[
             yield PluginInfo(path.stem, str(path)), functools.partial(plugin_files.load_file, path)
 
 
+def _refuse_the_same_file(folders: Sequence[str]) -> None:
+    """Two folders are used at once, and which of two files of one name is meant cannot be known."""
+    first: dict[str, Path] = {}
+    for folder in folders:
+        for path in plugin_files.plugin_files(folder):
+            if path.stem in first:
+                raise ConfigurationError(
+                    f"both {str(first[path.stem])!r} and {str(path)!r} are plugins called {path.stem!r}: "
+                    "rename one, or use one folder alone."
+                )
+            first[path.stem] = path
+
+
 def load(select: str, folders: Sequence[str] = (), *, strict: bool) -> Registry:
     """Find and load plugins. A broken one is skipped with a warning, or raises where `strict`.
 
     select: as `DLLM_SAMPLING_PLUGINS` holds it. folders: of one-file plugins. Broken is whatever fails,
     exits or skips while it is loaded; KeyboardInterrupt alone is passed on.
     """
+    _refuse_the_same_file(folders)
     found = Registry()
     candidates = list(_candidates(folders))
     selection = Selection.of(select, [info.name for info, _ in candidates])
@@ -115,20 +130,23 @@ def named_folder() -> str | None:
     return _named
 
 
-def use_folder(folder: str | os.PathLike[str]) -> None:
-    """Load the plugins of a folder besides those of the environment variables.
+def use_folder(folder: str) -> str:
+    """Load the plugins of a folder besides those of the environment variables, and return its full path.
 
     They stay until another folder is named: a file's plugins take the place of the last file's, which may be
     called the same. Where the folder cannot be read, or its plugins stand in the way of others, an error says
     so and everything stays as it was.
     """
     global _named  # noqa: PLW0603 - what is installed is a fact of the process, as the environment is
-    before, _named = _named, os.path.abspath(folder)
+    if not folder.strip() or "\0" in folder:
+        raise ConfigurationError(f"{shown(folder)} names no folder; the one of the file itself is `.`.")
+    before, _named = _named, os.path.abspath(os.path.expanduser(folder))
     try:
         registry()
     except BaseException:
         _named = before
         raise
+    return _named
 
 
 def registry() -> Registry:
