@@ -125,6 +125,7 @@ class Run(Iterator[Step]):
         policies = detached(self._policies)
         hooks, transforms = run_hooks.manager(policies).hook, run_hooks.transforms(policies)
         state = self._start(batch, policies)
+        state.hooks = run_hooks.brought(hooks, policies)
         state.targets_in_block = hooks.plan_blocks(state=state)
         hooks.begin(state=state, facts=self._facts)
         region: Region | None = None

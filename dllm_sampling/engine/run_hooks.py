@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from types import SimpleNamespace, TracebackType
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dllm_sampling.config.sampler_settings import SamplerSettings
 from dllm_sampling.engine.answers import CHECKS, described
+from dllm_sampling.engine.own_hooks import OwnHooks, own_hooks
 from dllm_sampling.errors import DllmSamplingError, PluginError, unknown_name
 from dllm_sampling.policies.kinds import (
     KINDS,
@@ -52,6 +53,12 @@ class _Slot(SimpleNamespace):
 
 
 class _Manager(pluggy.PluginManager):
+    def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
+        found = super().parse_hookspec_opts(module_or_class, name)
+        if found is None and not name.startswith("_") and inspect.isfunction(getattr(module_or_class, name)):
+            found = {"firstresult": False, "historic": False, "warn_on_impl": None, "warn_on_impl_args": None}
+        return found
+
     def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
         if name not in vars(plugin):
             return None
@@ -113,13 +120,21 @@ def manager(policies: Policies) -> pluggy.PluginManager:
     """A manager on which every policy's hooks are registered; later wrappers wrap earlier ones.
 
     Raises PluginError for a method that no hook calls as it is written, and for a hook that policies of
-    another kind answer.
+    another kind answer. Hooks that the policies bring themselves are among its hooks.
     """
     created = _Manager(PROJECT)
     created.add_hookspecs(RunSpec)
+    own = own_hooks(policy for _, policy, _ in slots(policies))
+    if own:
+        created.add_hookspecs(type("OwnHooks", (), own))
     for path, policy, held in slots(policies):
-        created.register(_Slot(**_hook_methods(policy, path, held)), name=path)
+        created.register(_Slot(**_hook_methods(policy, path, held, own)), name=path)
     return created
+
+
+def brought(hooks: Any, policies: Policies) -> OwnHooks:
+    """Of the hooks of a run's manager those that its policies bring: what `state.hooks` is."""
+    return OwnHooks(hooks, own_hooks(policy for _, policy, _ in slots(policies)))
 
 
 def transforms(policies: Policies) -> list[Callable[[DecodingState, Observation], Tensor]]:
@@ -146,8 +161,10 @@ def branches(hooks: Any, state: DecodingState, plan: ForwardPlan) -> dict[str, T
     return found
 
 
-def _hook_methods(policy: Policy, path: str, held: bool) -> dict[str, Any]:
-    names = hook_names(RunSpec)
+def _hook_methods(
+    policy: Policy, path: str, held: bool, own: Mapping[str, Callable[..., Any]]
+) -> dict[str, Any]:
+    names = {*hook_names(RunSpec), *own}
     methods: dict[str, Any] = {}
     for name, function in inspect.getmembers(type(policy), inspect.isfunction):
         hook = name.removeprefix(_WRAP)
@@ -156,15 +173,15 @@ def _hook_methods(policy: Policy, path: str, held: bool) -> dict[str, Any]:
             raise PluginError(f"{who}: " + unknown_name("hook", hook, names))
         if hook not in names or function in _BASE_METHODS:
             continue
-        if not _may_answer(policy, name):
-            own = ", ".join(sorted(policy.hooks | LIFECYCLE))
+        if name not in own and not _may_answer(policy, name):
+            answered = ", ".join(sorted(policy.hooks | LIFECYCLE))
             raise PluginError(
-                f"{who} ({path}): a policy of this kind does not answer {name}; its hooks are {own}. "
+                f"{who} ({path}): a policy of this kind does not answer {name}; its hooks are {answered}. "
                 "Methods that begin with wrap_ are a Wrapper's."
             )
-        if held and hook not in ANSWERED_WHEN_HELD:
+        if held and hook not in ANSWERED_WHEN_HELD and hook not in own:
             continue
-        methods[name] = _bridged(policy, path, name, hook)
+        methods[name] = _bridged(policy, path, name, own.get(hook) or getattr(RunSpec, hook))
     return methods
 
 
@@ -174,9 +191,8 @@ def _may_answer(policy: Policy, name: str) -> bool:
     return name in policy.hooks or name in LIFECYCLE
 
 
-def _bridged(policy: Policy, path: str, name: str, hook: str) -> Callable[..., Any]:
+def _bridged(policy: Policy, path: str, name: str, specified: Callable[..., Any]) -> Callable[..., Any]:
     """What pluggy calls for one method: takes all of the hook's arguments, hands on those it wants."""
-    specified = getattr(RunSpec, hook)
     arguments = tuple(inspect.signature(specified).parameters)[1:]
     asked = _asked(policy, path, name, arguments)
     if not name.startswith(_WRAP):
@@ -216,8 +232,8 @@ def _asked(policy: Policy, path: str, name: str, arguments: tuple[str, ...]) -> 
     if not inspect.isgeneratorfunction(method):
         raise PluginError(f"{who} must be a generator with one yield, which gives it what it wraps.")
 
-    wrapped = getattr(RunSpec, name.removeprefix(_WRAP))
-    check_answer = checked if _is_first_result(wrapped) or check is None else checked_each
+    wrapped = getattr(RunSpec, name.removeprefix(_WRAP), None)
+    check_answer = checked if check is None or _is_first_result(wrapped) else checked_each
 
     def ask_around(*given: Any) -> Generator[Any, Any, Any]:
         with _Blamed(who, method):

@@ -34,9 +34,13 @@ class Policy(Named, ABC):
     """Settings that take part in a run. Subclass one of the kinds below, not this.
 
     hooks: those of `hookspecs.RunSpec` that a policy of this kind answers; any may watch the lifecycle.
+    own_hooks: a class whose public methods are further hooks, which this policy asks as
+        `state.hooks.NAME(argument=...)`. Any policy of the run answers with a method of that name, and a
+        wrapper stands around it with `wrap_NAME`; the call gives the list of answers.
     """
 
     hooks: ClassVar[frozenset[str]] = frozenset()
+    own_hooks: ClassVar[type | None] = None
 
     def children(self) -> Iterator[tuple[str, Policy]]:
         """The policies held in this one's fields, with their path."""

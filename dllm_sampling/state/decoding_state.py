@@ -42,7 +42,10 @@ class DecodingState:
     most_forwards: the batch takes no more than so many.
     forward_index: forwards made so far. block_forwards: those since the block started.
     targets_in_block: `[batch, blocks]`, or None where the schedule cannot know its blocks.
+    hooks: what policies of this run ask each other, see `Policy.own_hooks`; there in a run alone.
     """
+
+    hooks: Any
 
     def __init__(
         self,
