@@ -305,14 +305,18 @@ def studies() -> None:
 def new(
     kind: Annotated[
         str,
-        typer.Argument(metavar="KIND", help="unmasking-policy, cache-policy, block-schedule or transform."),
+        typer.Argument(
+            metavar="KIND",
+            help="unmasking-policy, cache-policy, block-schedule, transform, wrapper, observer, model-family "
+            "or task.",
+        ),
     ],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the strategy, such as my-rule.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of what it offers, such as my-rule.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The folder in which the package's own folder is made.")
     ] = Path(),
 ) -> None:
-    """Write a package for a strategy of your own: a module that works, its tests, a study, a README."""
+    """Write a package for a plugin of your own: a module that works, its tests, a study, a README."""
     from dllm_sampling.cli import new as work
 
     work.new(kind, name, output)
