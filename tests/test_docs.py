@@ -21,7 +21,7 @@ import dllm_sampling
 import dllm_sampling.testing
 from dllm_sampling import Sampler, Wrapper, load_model
 from dllm_sampling.plugins import discovery as plugins
-from dllm_sampling.plugins.discovery_spec import DiscoverySpec
+from dllm_sampling.plugins.offers import DiscoverySpec
 from dllm_sampling.policies import run_spec as hookspecs
 from dllm_sampling.policies.kinds import KINDS
 
