@@ -246,11 +246,11 @@ def hooks_page() -> str:
     parts += [
         "## Hooks that a policy brings\n",
         "`own_hooks` of a policy names a class whose methods are further hooks. The policy asks them as "
-        "`state.hooks.NAME(argument=...)`; policies of every kind, held ones too, answer with a method of that "
-        "name. [Plugins](writing/plugins.md#hooks-of-your-own).\n",
+        "`state.hooks.NAME(argument=...)`; policies of every kind, held ones too, answer with a method of "
+        "that name. [Plugins](writing/plugins.md#hooks-of-your-own).\n",
         "## The hook of discovery\n",
-        "A function of a plugin module. It is called once in a process and setting of the environment variables, "
-        "when the registry is first asked for something. [Plugins](writing/plugins.md).\n",
+        "A function of a plugin module. It is called once in a process and setting of the environment "
+        "variables, when the registry is first asked for something. [Plugins](writing/plugins.md).\n",
     ]
     for name, function in _hooks(DiscoverySpec).items():
         parts += [

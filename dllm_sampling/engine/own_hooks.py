@@ -62,9 +62,9 @@ def _methods(specification: type) -> Mapping[str, Callable[..., Any]]:
 def _check(who: str, name: str, function: Callable[..., Any]) -> None:
     if name in hook_names(RunSpec) or any(hasattr(kind, name) for kind in KINDS) or name.startswith("wrap_"):
         raise PluginError(f"{who}: policies have something of that name already; rename the hook.")
-    first, *arguments = [*inspect.signature(function).parameters.values()] or [None]
-    if first is None or first.name != "self":
+    arguments = list(inspect.signature(function).parameters.values())
+    if not arguments or arguments[0].name != "self":
         raise PluginError(f"{who}: the first argument of a hook is self.")
-    for argument in arguments:
+    for argument in arguments[1:]:
         if argument.kind != argument.POSITIONAL_OR_KEYWORD or argument.default is not argument.empty:
             raise PluginError(f"{who}: the argument {argument} must be a plain name without a default.")

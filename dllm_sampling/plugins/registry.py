@@ -33,7 +33,11 @@ MOST_OFFERED = 1000
 
 
 # The base of each kind: what a plugin offers is checked against the base of the kind that it names.
-BASES: dict[str, type[Any]] = {base.kind: base for base in (*KINDS, Backbone, Task)}
+BASES: dict[str, type[Any]] = {
+    **{base.kind: base for base in KINDS},
+    Backbone.kind: Backbone,
+    Task.kind: Task,
+}
 
 
 KIND_TITLES = {
@@ -186,7 +190,7 @@ def _checked(cls: object) -> tuple[str, type[Any]]:
         raise PluginError(f"register() offers {shown(cls)}, which is not a class.")
     kind = getattr(cls, "kind", None)
     base = BASES.get(kind) if isinstance(kind, str) else None
-    if base is None:
+    if kind is None or base is None:
         bases = ", ".join(base.__name__ for base in BASES.values())
         raise PluginError(
             f"register() offers {cls.__name__}, which is of no kind: it subclasses none of {bases}."
