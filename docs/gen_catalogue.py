@@ -35,7 +35,7 @@ MEASURES = (
 
 def shipped() -> dict[str, type[Policy]]:
     """Every policy that ships, by name; installed plugins of others are left out."""
-    source = load("strategies,caches", None, strict=True)
+    source = load("strategies,caches", strict=True)
     return {name: cls for kind in KINDS for name, cls in source.classes(kind.kind).items()}
 
 

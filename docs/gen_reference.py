@@ -23,8 +23,8 @@ import dllm_sampling
 import dllm_sampling.testing
 from dllm_sampling.cli.app import app
 from dllm_sampling.engine import answers, run_hooks
-from dllm_sampling.plugins.discovery_spec import DiscoverySpec
-from dllm_sampling.plugins.registry import HOOK_KINDS, KIND_TITLES
+from dllm_sampling.plugins.offers import DiscoverySpec
+from dllm_sampling.plugins.registry import BASES, KIND_TITLES
 from dllm_sampling.policies import run_spec
 from dllm_sampling.policies.kinds import KINDS, LIFECYCLE
 from dllm_sampling.policies.run_spec import HOOK_VERSION, RunSpec
@@ -115,18 +115,25 @@ def hooks_page() -> str:
             _block(signature(method.__name__, method)),
             _docstring_of(method),
         ]
+    kinds = "\n".join(
+        f"| `{base.__name__}` | `{kind}` | {KIND_TITLES[kind]} |" for kind, base in BASES.items()
+    )
     parts += [
-        "## Hooks of discovery\n",
-        "Functions of a plugin module. Each is called once in a process and setting of the environment "
-        "variables, when the registry is first asked for something, and returns the classes that the plugin "
-        "offers. A module defines at least one; it is loaded whole or, if anything is wrong, not at all.\n",
+        "## Hooks that a policy brings\n",
+        "`own_hooks` of a policy names a class whose methods are further hooks. The policy asks them as "
+        "`state.hooks.NAME(argument=...)`; policies of every kind, held ones too, answer with a method of "
+        "that name. [Plugins](writing/plugins.md#hooks-of-your-own).\n",
+        "## The hook of discovery\n",
+        "A function of a plugin module. It is called once in a process and setting of the environment "
+        "variables, when the registry is first asked for something. [Plugins](writing/plugins.md).\n",
     ]
     for name, function in _hooks(DiscoverySpec).items():
         parts += [
             f"### {name} {{#{name}}}\n",
             _block(signature(name, function)),
-            f"{inspect.getdoc(function)} In a config: a {KIND_TITLES[HOOK_KINDS[name]]} by its name.\n",
+            f"{inspect.getdoc(function)}\n",
         ]
+    parts.append(f"| base | its `kind` | what it is |\n|---|---|---|\n{kinds}\n")
     return "\n".join(parts)
 
 

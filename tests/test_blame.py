@@ -75,16 +75,8 @@ class Family(Backbone):
         raise NotImplementedError
 
 
-def register_unmasking_policies():
-    return [Fails]
-
-
-def register_observers():
-    return [Breaks]
-
-
-def register_tasks():
-    return [Empty]
+def register():
+    return [Fails, Breaks, Empty]
 '''
 
 

@@ -180,7 +180,7 @@ class Uncited(CachePolicy):
     def plan_forward(self, state, region):
         return ForwardPlan.full(state)
 
-def register_cache_policies():
+def register():
     return [Cited, Uncited]
 """
 

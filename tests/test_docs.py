@@ -21,7 +21,7 @@ import dllm_sampling
 import dllm_sampling.testing
 from dllm_sampling import Sampler, Wrapper, load_model
 from dllm_sampling.plugins import discovery as plugins
-from dllm_sampling.plugins.discovery_spec import DiscoverySpec
+from dllm_sampling.plugins.offers import DiscoverySpec
 from dllm_sampling.policies import run_spec as hookspecs
 from dllm_sampling.policies.kinds import KINDS
 
@@ -231,7 +231,7 @@ def test_every_command_is_documented_with_its_options(site):
 
 
 def test_every_shipped_policy_has_a_page_of_the_catalogue(site):
-    found = plugins.load("strategies,caches", None, strict=True)
+    found = plugins.load("strategies,caches", strict=True)
     index = text_of(site / "catalogue" / "index.html")
     for kind in KINDS:
         for name, cls in found.classes(kind.kind).items():

@@ -52,7 +52,7 @@ def test_the_changelog_counts_what_ships():
     from dllm_sampling.plugins.discovery import load
 
     text = " ".join((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split())
-    shipped = load("strategies,caches", None, strict=True)
+    shipped = load("strategies,caches", strict=True)
     counts = {
         kind: len(shipped.names(kind))
         for kind in ("unmasking", "cache", "schedule", "transforms", "wrappers")
@@ -152,7 +152,7 @@ def test_the_sdist_holds_what_builds_and_tests_it(sdist):
         "dllm_sampling/py.typed", "dllm_sampling/bundled/references.bib",
         "dllm_sampling/bundled/word-problems/model.safetensors", "tests/test_rules.py",
         "tests/data/published/klass.json", "tests/data/llada/model.safetensors", "docs/decisions.md",
-        "docs/catalogue/klass.md",
+        "docs/catalogue/klass.md", "strategies/README.md", "caches/README.md",
     ):  # fmt: skip
         assert name in sdist, name
     assert not any(name.startswith((".venv", "build/", "results/", ".git/")) for name in sdist)

@@ -43,6 +43,8 @@ def test_the_wheel_works_from_outside_the_checkout(wheel, tmp_path):
     assert "dllm_sampling/bundled/word-problems/model.safetensors" in names
     assert "dllm_sampling/py.typed" in names
     assert not any(name.startswith(("strategies/", "caches/", "tests/")) for name in names)
+    # Notes for those who read the source.
+    assert not {"dllm_sampling/strategies/README.md", "dllm_sampling/caches/README.md"} & names
     code = (
         "import dllm_sampling, dllm_sampling.strategies as s, dllm_sampling.caches as c\n"
         "from dllm_sampling import Sampler, load_model\n"

@@ -18,7 +18,7 @@ from dllm_sampling import ConfigurationError, PluginError, PluginWarning
 from dllm_sampling.plugins import discovery as plugins
 from tests.test_plugins import GOOD
 
-REGISTERS = "def register_observers():\n    return {}\n"
+REGISTERS = "def register():\n    return {}\n"
 OBSERVER = (
     "from typing import ClassVar\nfrom dllm_sampling import Observer\nclass A(Observer):\n"
     "    name: ClassVar[str] = {}\n" + REGISTERS.format("[A]")
@@ -43,7 +43,7 @@ BROKEN = {
     "counts": (
         "import itertools\nfrom typing import ClassVar\nfrom dllm_sampling import Task\n"
         + "class A(Task):\n    name: ClassVar[str] = 'a'\n    def examples(self): return []\n    def is_correct(self, text, example): return True\n"
-        "def register_tasks():\n    for i in itertools.count():\n        A.name = str(i)\n        yield A",
+        "def register():\n    for i in itertools.count():\n        A.name = str(i)\n        yield A",
         "offers more than 1000 classes",
     ),
     "field": (
@@ -52,13 +52,13 @@ BROKEN = {
     ),
     "long": ("raise ValueError('x' * 10**6)", "ValueError: xxx"),
     "endless": ("def f(): f()\nf()", "RecursionError"),
-    "empty": ("", "registers nothing"),
+    "empty": ("", "offers nothing"),
     "syntax": ("def f(:", "SyntaxError: "),
     "deep": ("(" * 5000, "Error"),
     "nul": ("x = 1\0", "null bytes"),
-    "register_exits": ("def register_observers():\n    raise SystemExit('later')", "SystemExit: later"),
+    "register_exits": ("def register():\n    raise SystemExit('later')", "SystemExit: later"),
     "register_takes": (REGISTERS.format("[]").replace("()", "(model)"), "model"),
-    "register_is_5": ("register_observers = 5", "not callable"),
+    "register_is_5": ("register = 5", "`register` is 5, which is no plain function"),
     "generator": (REGISTERS.format("(1 // 0 for _ in 'a')"), "ZeroDivisionError"),
     "repeats": ("import itertools\n" + OBSERVER.format("'a'").replace("[A]", "itertools.repeat(A)"), "twice"),
     "property": (
@@ -76,6 +76,7 @@ BROKEN = {
     "-a": (REGISTERS.format("[]"), "'-a' cannot be the name of a plugin"),
     "a\nb\x1b": (REGISTERS.format("[]"), r"'a\nb\x1b' cannot be the name of a plugin"),
     "none": (REGISTERS.format("[]"), "'none' selects plugins"),
+    "a:b": (REGISTERS.format("[]"), "'a:b' cannot be the name of a plugin"),
 }
 
 
@@ -88,7 +89,7 @@ def loaded(folder, strict=False):
     """The registry of a folder, and the warnings of loading it, one a plugin."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = plugins.load("all", str(folder), strict)
+        found = plugins.load("all", [str(folder)], strict=strict)
     return found, [str(w.message) for w in caught if w.category is PluginWarning]
 
 

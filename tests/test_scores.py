@@ -124,7 +124,7 @@ def test_a_plugin_offers_scores(tmp_path):
         "    name: ClassVar[str] = 'backwards'\n"
         "    def score(self, state, observation):\n"
         "        return observation.positions.columns.float()\n"
-        "def register_scores():\n    return [Backwards]\n"
+        "def register():\n    return [Backwards]\n"
     )
     found = load("strategies,caches,mine", str(tmp_path), strict=True)
     assert "backwards" in found.names("score")

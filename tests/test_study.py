@@ -664,7 +664,7 @@ def test_a_failed_cell_makes_the_exit_code_1(tmp_path):
         "    name = 'late'\n"
         "    def select(self, state, observation):\n"
         "        raise IndexError('late')\n"
-        "def register_unmasking_policies():\n"
+        "def register():\n"
         "    return [Late]\n"
     )
     path = written(tmp_path, samplers=[*SMALL["samplers"], {"name": "late", "unmasking": "late"}])

@@ -27,7 +27,7 @@ from dllm_sampling.strategies import FixedK
 class Mine(FixedK):
     '''A rule of a test.'''
     name = 'mine'
-def register_unmasking_policies():
+def register():
     return [Mine]
 """
 

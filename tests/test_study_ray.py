@@ -56,7 +56,7 @@ def test_policies_of_one_file_plugins_reach_the_workers(tmp_path):
         "    name = 'broken'\n"
         "    def select(self, state, observation):\n"
         "        raise IndexError('in a worker')\n"
-        "def register_unmasking_policies():\n"
+        "def register():\n"
         "    return [Mine, Broken]\n"
     )
     samplers = [{"name": name, "unmasking": name, "cache": "dual"} for name in ("mine", "broken")]

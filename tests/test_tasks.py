@@ -153,7 +153,7 @@ def test_a_task_of_a_plugin_with_parameters_runs_in_a_study(tmp_path):
         "        return [Example(f'Mia has {i} pens.', str(i % 2)) for i in range(1, self.count + 1)]\n"
         "    def is_correct(self, text, example):\n"
         "        return len(text) % 2 == int(example.answer)\n"
-        "def register_tasks():\n"
+        "def register():\n"
         "    return [Parity]\n"
     )
     (tmp_path / "study.yaml").write_text(

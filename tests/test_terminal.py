@@ -160,7 +160,7 @@ class Mine(UnmaskingPolicy):
     def select(self, state, observation):
         return observation.eligible
 
-def register_unmasking_policies():
+def register():
     return [Mine]
 '''
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dllm_sampling.backbones.base import Backbone
 
-__all__ = ["Backbone", "register_backbones"]
+__all__ = ["Backbone", "register"]
 
 
-def register_backbones() -> list[type[Backbone]]:
+def register() -> list[type[Backbone]]:
     """The families that ship; found through the same entry point as anyone's."""
     from dllm_sampling.backbones.dream import Dream
     from dllm_sampling.backbones.llada import LLaDA

@@ -48,6 +48,7 @@ class Backbone(ABC):
         execution: How its forwards are run.
     """
 
+    kind: ClassVar[str] = "backbone"
     name: ClassVar[str]
     shift: ClassVar[int] = 0
     tokenizer_class: ClassVar[type[PreTrainedTokenizerBase] | None] = None

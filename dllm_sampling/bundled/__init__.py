@@ -5,7 +5,7 @@ from __future__ import annotations
 from dllm_sampling.tasks import Task
 
 
-def register_tasks() -> list[type[Task]]:
+def register() -> list[type[Task]]:
     """The held-out word problems, and the task that a local file makes."""
     from dllm_sampling.bundled.file_task import FileTask
     from dllm_sampling.bundled.word_problems import WordProblems

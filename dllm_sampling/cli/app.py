@@ -14,11 +14,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from dllm_sampling import __version__
-from dllm_sampling.cli import terminal
+from dllm_sampling.cli import shared_options, terminal
 from dllm_sampling.cli.terminal import OutputError, say, tell, tell_of
 from dllm_sampling.errors import ConfigurationError, DllmSamplingError
 
 app = typer.Typer(
+    cls=shared_options.Group,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -26,7 +27,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Decode masked diffusion language models; every choice is a plugin.",
 )
-config_app = typer.Typer(no_args_is_help=True, help="Look at and check run configurations.")
+config_app = typer.Typer(
+    cls=shared_options.Group, no_args_is_help=True, help="Look at and check run configurations."
+)
 app.add_typer(config_app, name="config")
 
 
@@ -89,17 +92,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _plugins_dir(folder: str | None) -> None:
-    if folder is None:
-        return
-    from dllm_sampling.errors import ConfigurationError
-    from dllm_sampling.plugins.discovery import FOLDER
-
-    if not folder.strip():
-        raise ConfigurationError(f"--plugins-dir {folder!r} names no folder; the working one is `.`.")
-    os.environ[FOLDER] = folder
-
-
 @app.callback()
 def _root(
     version: Annotated[
@@ -122,10 +114,6 @@ ConfigOption = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as unmasking.threshold=0.8."),
-]
-PluginsDir = Annotated[
-    str | None,
-    typer.Option("--plugins-dir", help="A folder of one-file plugins (DLLM_SAMPLING_PLUGINS_DIR)."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 
@@ -158,12 +146,10 @@ def generate(
     ] = False,
     json_output: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no summary.")] = False,
-    plugins_dir: PluginsDir = None,
 ) -> None:
     """Answer prompts with a chosen cache policy and unmasking policy."""
     from dllm_sampling.cli import run
 
-    _plugins_dir(plugins_dir)
     given = {
         "model.source": model,
         "model.device": device,
@@ -190,12 +176,10 @@ def strategies(
         bool,
         typer.Option("--bibtex", help="Print the BibTeX entries of what it builds on; of all without NAME."),
     ] = False,
-    plugins_dir: PluginsDir = None,
 ) -> None:
     """List every policy of every kind: parameters, defaults, owner."""
     from dllm_sampling.cli import listing
 
-    _plugins_dir(plugins_dir)
     listing.strategies(name, as_json=json_output, bibtex=bibtex)
 
 
@@ -203,12 +187,10 @@ def strategies(
 def tasks(
     name: Annotated[str | None, typer.Argument(help="Show one, with its parameters.")] = None,
     json_output: JsonOption = False,
-    plugins_dir: PluginsDir = None,
 ) -> None:
     """List every task a study can run: parameters, defaults, owner."""
     from dllm_sampling.cli import listing
 
-    _plugins_dir(plugins_dir)
     listing.tasks(name, as_json=json_output)
 
 
@@ -220,12 +202,10 @@ def frequencies(
         str | None,
         typer.Option("--model", help="Whose tokenizer: a folder or a hub id.", show_default="bundled"),
     ] = None,
-    plugins_dir: PluginsDir = None,
 ) -> None:
     """Count how often each token stands in some texts: the table that pc_sampler asks for."""
     from dllm_sampling.cli import frequencies as work
 
-    _plugins_dir(plugins_dir)
     work.count(sources, model, output)
 
 
@@ -233,12 +213,10 @@ def frequencies(
 def plugins(
     show_all: Annotated[bool, typer.Option("--all", help="Shipped and disabled ones, too.")] = False,
     json_output: JsonOption = False,
-    plugins_dir: PluginsDir = None,
 ) -> None:
     """List installed plugins: version, what they offer, and why one could not be loaded."""
     from dllm_sampling.cli import listing
 
-    _plugins_dir(plugins_dir)
     listing.plugins(show_all=show_all, as_json=json_output)
 
 
@@ -281,7 +259,6 @@ def compare(
         bool, typer.Option("--merge", help="Put the shards of the folder together; run nothing.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
-    plugins_dir: PluginsDir = None,
 ) -> None:
     """Run a study and report it: samplers on tasks, against a baseline, with error bars.
 
@@ -289,7 +266,6 @@ def compare(
     """
     from dllm_sampling.cli import compare as work
 
-    _plugins_dir(plugins_dir)
     options = work.Options(
         study=study,
         output=output,
@@ -329,18 +305,20 @@ def studies() -> None:
 def new(
     kind: Annotated[
         str,
-        typer.Argument(metavar="KIND", help="unmasking-policy, cache-policy, block-schedule or transform."),
+        typer.Argument(
+            metavar="KIND",
+            help="unmasking-policy, cache-policy, block-schedule, transform, wrapper, observer, model-family "
+            "or task.",
+        ),
     ],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the strategy, such as my-rule.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of what it offers, such as my-rule.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The folder in which the package's own folder is made.")
     ] = Path(),
-    plugins_dir: PluginsDir = None,
 ) -> None:
-    """Write a package for a strategy of your own: a module that works, its tests, a study, a README."""
+    """Write a package for a plugin of your own: a module that works, its tests, a study, a README."""
     from dllm_sampling.cli import new as work
 
-    _plugins_dir(plugins_dir)
     work.new(kind, name, output)
 
 
@@ -371,13 +349,19 @@ def _is_of_harness(error: Exception) -> bool:
 
 
 @config_app.command("schema")
-def config_schema(plugins_dir: PluginsDir = None) -> None:
+def config_schema(
+    file: Annotated[
+        Path | None, typer.Argument(help="A run whose folder of plugins counts as installed.")
+    ] = None,
+) -> None:
     """Print the JSON Schema of a run, installed plugins included."""
     import json
 
+    from dllm_sampling.config.run_config import RunConfig
     from dllm_sampling.config.schema import json_schema
 
-    _plugins_dir(plugins_dir)
+    if file is not None:  # the rest of it may be unfinished: the schema is there to finish it
+        RunConfig.of({key: value for key, value in RunConfig.read_data(file).items() if key == "plugins"})
     say(json.dumps(json_schema(), indent=2))
 
 
@@ -386,7 +370,6 @@ def config_show(
     file: Annotated[Path | None, typer.Argument(help="A run; without it, the defaults.")] = None,
     settings: SetOption = None,
     json_output: JsonOption = False,
-    plugins_dir: PluginsDir = None,
 ) -> None:
     """Print a run with every default filled in, as YAML."""
     import json
@@ -395,19 +378,15 @@ def config_show(
 
     from dllm_sampling.cli import run
 
-    _plugins_dir(plugins_dir)
     data = run.configure(file, {}, settings or []).to_dict()
     say(json.dumps(data, indent=2) if json_output else yaml.safe_dump(data, sort_keys=False).rstrip())
 
 
 @config_app.command("validate")
-def config_validate(
-    files: Annotated[list[Path], typer.Argument(help="Runs to check.")], plugins_dir: PluginsDir = None
-) -> None:
+def config_validate(files: Annotated[list[Path], typer.Argument(help="Runs to check.")]) -> None:
     """Check run files; exit with 2 at the first that cannot work."""
     from dllm_sampling.cli import run
 
-    _plugins_dir(plugins_dir)
     for file in files:
         run.configure(file, {}, [])
         say(f"{file}: valid")

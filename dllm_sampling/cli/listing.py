@@ -14,7 +14,7 @@ from dllm_sampling.errors import ConfigurationError, unknown_name
 from dllm_sampling.plugins import references
 from dllm_sampling.plugins.discovery import registry
 from dllm_sampling.plugins.nested import POLICY_MARK
-from dllm_sampling.plugins.registry import KIND_TITLES, Registry
+from dllm_sampling.plugins.registry import KIND_TITLES, SELECT, PluginInfo, Registry
 from dllm_sampling.policies.kinds import KINDS, CachePolicy, Policy
 from dllm_sampling.policies.named import Named
 from dllm_sampling.tasks import Task
@@ -66,7 +66,8 @@ def _print_bibtex(name: str | None, *, as_json: bool) -> None:
 def _entries(source: Registry, kinds: Sequence[type[Named]]) -> list[dict[str, Any]]:
     entries = []
     for kind in kinds:
-        for name, cls in source.classes(kind.kind).items():
+        loaded, switched_off = source.classes(kind.kind), source.switched_off(kind.kind)
+        for name, cls in sorted({**switched_off, **loaded}.items()):
             owner = source.owner(kind.kind, name)
             properties = cls.model_json_schema().get("properties", {})
             entries.append(
@@ -76,6 +77,7 @@ def _entries(source: Registry, kinds: Sequence[type[Named]]) -> list[dict[str, A
                     "title": KIND_TITLES[kind.kind],
                     "owner": owner.name,
                     "source": owner.source,
+                    "status": "loaded" if name in loaded else "switched off",
                     "doc": inspect.getdoc(cls) or "",
                     **_facts(cls),
                     "parameters": {
@@ -144,12 +146,16 @@ def _print_table(entries: list[dict[str, Any]]) -> None:
             field if p["required"] else f"{field}={p['default']}" for field, p in entry["parameters"].items()
         )
         exact = f"  {exactness(entry['exact_with'])}" if "exact_with" in entry else ""
-        say(f"  {entry['name']}({parameters})  [{entry['owner']}]{exact}")
+        off = "" if entry["status"] == "loaded" else f", {entry['status']}"
+        say(f"  {entry['name']}({parameters})  [{entry['owner']}{off}]{exact}")
         say(f"      {next(iter(entry['doc'].splitlines()), '')}")
 
 
 def _print_one(entry: dict[str, Any]) -> None:
-    say(f"{entry['name']}: {entry['title']}, from {entry['owner']} ({entry['source']})\n")
+    say(f"{entry['name']}: {entry['title']}, from {entry['owner']} ({entry['source']})")
+    if entry["status"] != "loaded":
+        say(f"{entry['status']}: by {SELECT} or --disable")
+    say("")
     say(entry["doc"])
     said = {
         "rule": entry.get("rule", "").splitlines(),
@@ -170,12 +176,12 @@ def _print_one(entry: dict[str, Any]) -> None:
 
 
 def plugins(*, show_all: bool, as_json: bool) -> None:
-    """Print installed plugins; without `show_all`, neither those that ship nor disabled ones."""
-    found = [
-        plugin
-        for plugin in registry().plugins
-        if show_all or plugin.status == "broken" or not (_ships(plugin.source) or plugin.status == "disabled")
-    ]
+    """Print installed plugins.
+
+    Without `show_all`, neither disabled ones nor those that ship, unless they are broken or something of
+    theirs is switched off.
+    """
+    found = [plugin for plugin in registry().plugins if show_all or _is_news(plugin)]
     if as_json:
         say(json.dumps([asdict(plugin) for plugin in found], indent=2))
         return
@@ -184,9 +190,19 @@ def plugins(*, show_all: bool, as_json: bool) -> None:
         return
     lines = [("plugin", "source", "status", "provides")]
     for plugin in found:
-        offered = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in plugin.provides.items())
-        lines.append((plugin.name, plugin.source, plugin.status, plugin.error or offered))
+        offered = [f"{kind}: {', '.join(names)}" for kind, names in plugin.provides.items()]
+        off = [name for names in plugin.switched_off.values() for name in names]
+        if off:
+            offered.append(f"switched off: {', '.join(off)}")
+        lines.append((plugin.name, plugin.source, plugin.status, plugin.error or "; ".join(offered)))
     say_columns(lines)
+
+
+def _is_news(plugin: PluginInfo) -> bool:
+    """Whether a plugin is listed though not all are asked for."""
+    if plugin.status == "broken" or plugin.switched_off:
+        return True
+    return plugin.status == "loaded" and not _ships(plugin.source)
 
 
 def _ships(source: str) -> bool:

@@ -19,46 +19,97 @@ from dllm_sampling.cli.terminal import say
 from dllm_sampling.errors import ConfigurationError, unknown_name
 from dllm_sampling.plugins.discovery import registry
 from dllm_sampling.plugins.registry import KIND_TITLES, SELECT
-from dllm_sampling.policies.kinds import KINDS
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
+_RULE = (
+    "Is it better?",
+    "Seconds of a short run say as much about the machine as\n"
+    "about the rule: look at the tokens per forward first.",
+)
+_WATCHED = (
+    "What does it cost?",
+    "Accuracy and tokens per forward must be the same with it and\n"
+    "without it. Seconds of a short run say as much about the machine as about the observer.",
+)
+
+
 @dataclass(frozen=True)
 class _Kind:
-    """What the files of one kind say that the templates share. `$name` is filled in."""
+    """What the files of one kind say that the templates share. `$name` is filled in.
 
+    kind: what the registry calls it. show: the command that lists it. readme: the question that its study
+    answers and how to read the answer; None where the kind has a README of its own.
+    """
+
+    kind: str
     title: str
     example: str
-    options: str
+    options: str = ""
+    show: str = "strategies $name"
+    readme: tuple[str, str] | None = _RULE
+    more: tuple[str, ...] = ()
 
 
 _KINDS = {
     "unmasking-policy": _Kind(
+        "unmasking",
         "an unmasking policy",
         "it commits every position at which the most likely token leads the next one by `margin`",
         "--unmasking $name --set unmasking.margin=0.5",
     ),
     "cache-policy": _Kind(
+        "cache",
         "a cache policy",
         "it recomputes the block alone, and everything every `interval` forwards",
         "--cache $name --set cache.interval=4",
     ),
     "block-schedule": _Kind(
+        "schedule",
         "a block schedule",
         "it works on blocks, each `growth` positions longer than the one before",
         "--schedule $name --set schedule.growth=4",
     ),
     "transform": _Kind(
+        "transforms",
         "a logits transform",
         "it sharpens the predictions of a row the more, the more of it is committed",
         "--set 'transforms=[{name: $name, sharpness: 3}]'",
+    ),
+    "wrapper": _Kind(
+        "wrappers",
+        "a wrapper",
+        "it allows only positions less than `distance` behind the leftmost open target",
+        "--set 'wrappers=[{name: $name, distance: 8}]'",
+    ),
+    "observer": _Kind(
+        "observers",
+        "an observer",
+        "it writes to a file how many positions each forward committed",
+        "--set 'observers=[{name: $name, path: commits.jsonl}]'",
+        readme=_WATCHED,
+    ),
+    "model-family": _Kind(
+        "backbone",
+        "a model family",
+        "it takes checkpoints with Llama's layers under Llama's names",
+        show="plugins",
+        readme=None,
+        more=("make_checkpoint.py",),
+    ),
+    "task": _Kind(
+        "task",
+        "a task",
+        "word problems of two steps, checked by the number behind the last ####",
+        show="tasks $name",
+        readme=None,
     ),
 }
 
 
 def new(kind: str, name: str, output: Path) -> None:
-    """Write a package for one strategy into a new folder of `output`, whole or not at all.
+    """Write a package for one class of a kind into a new folder of `output`, whole or not at all.
 
     Raises ConfigurationError for an unknown kind, a name that cannot be used or is taken, and a folder
     that is there already.
@@ -86,7 +137,8 @@ def new(kind: str, name: str, output: Path) -> None:
         f"cd {shlex.quote(str(target))}",
         "pip install -e '.[test,study]'",
         "pytest",
-        f"dllm-sampling strategies {module}",
+        "dllm-sampling " + Template(_KINDS[kind].show).substitute(name=module),
+        *([f"python {_KINDS[kind].more[0]} checkpoint"] if _KINDS[kind].more else []),
         "dllm-sampling compare study.yaml --limit 100",
     ):
         say(f"  {command}")
@@ -106,12 +158,11 @@ def _check_spelling(name: str) -> None:
 def _check_free(package: str, module: str) -> None:
     """Refuse a name under which something else is already found, by whatever finds it."""
     found = registry()
-    for kind in KINDS:
-        if module in found.names(kind.kind):
-            owner = found.owner(kind.kind, module)
+    for kind, title in KIND_TITLES.items():
+        if module in found.names(kind):
+            owner = found.owner(kind, module)
             raise ConfigurationError(
-                f"NAME {module!r} is taken by the {KIND_TITLES[kind.kind]} of the plugin {owner.name} "
-                f"({owner.source})."
+                f"NAME {module!r} is taken by the {title} of the plugin {owner.name} ({owner.source})."
             )
     for plugin in found.plugins:
         if plugin.name == module:
@@ -125,7 +176,17 @@ def _check_free(package: str, module: str) -> None:
     if (spec is not None and spec.origin is not None) or _installed(package):
         raise ConfigurationError(f"NAME {module!r} is taken: a Python package of that name is installed.")
     name = _class_name(module)
-    if name in {*dllm_sampling.__all__, *testing.__all__, "ClassVar", "Field", "Tensor"}:
+    if name in {
+        *dllm_sampling.__all__,
+        *testing.__all__,
+        "Any",
+        "ClassVar",
+        "Field",
+        "Mapping",
+        "Path",
+        "Sequence",
+        "Tensor",
+    }:
         raise ConfigurationError(
             f"NAME {module!r} is taken: its class would be called {name}, as something that it imports."
         )
@@ -146,6 +207,7 @@ def _class_name(module: str) -> str:
 def _files(kind: str, package: str, module: str) -> dict[str, str]:
     """Every file of the package, with its text."""
     about = _KINDS[kind]
+    question, reading = about.readme or ("", "")
     values = {
         "package": package,
         "name": module,
@@ -155,14 +217,17 @@ def _files(kind: str, package: str, module: str) -> dict[str, str]:
         "summary": f"{module}: {about.title} for dllm-sampling.",
         "example": about.example,
         "options": Template(about.options).substitute(name=module),
+        "question": question,
+        "reading": reading,
     }
     sources = {
-        "README.md": "package/README.md",
+        "README.md": f"{'package' if about.readme else kind}/README.md",
         "pyproject.toml": "package/pyproject.toml",
         ".gitignore": "package/gitignore",
         "study.yaml": f"{kind}/study.yaml",
         f"src/{module}/__init__.py": f"{kind}/module.py",
         f"tests/test_{module}.py": f"{kind}/test.py",
+        **{name: f"{kind}/{name}" for name in about.more},
     }
     files = {
         path: Template((_TEMPLATES / f"{source}.tmpl").read_text(encoding="utf-8")).substitute(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from dllm_sampling.errors import ConfigurationError, in_one_line, shown
 from dllm_sampling.inputs.config_files import read_mapping
 from dllm_sampling.inputs.settings import LARGEST_INT, Settings
 from dllm_sampling.loading.checkpoint import load_model
+from dllm_sampling.plugins.discovery import use_folder
 
 # What a study has and a run has not.
 _STUDY = {"samplers", "tasks", "baseline"}
@@ -62,6 +64,9 @@ class RunConfig(Settings):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
+    # The first field: it is validated, and the folder loaded, before policies are looked up by their names.
+    plugins: str | None = None
+    """A folder of one-file plugins, relative to the file that names it; loaded at once."""
     model: ModelSettings = ModelSettings()
     """The checkpoint."""
     sampler: SamplerSettings = Field(default_factory=SamplerSettings)
@@ -72,6 +77,11 @@ class RunConfig(Settings):
     """Of the noise and of random policies."""
     chat_template: bool = True
     """Whether prompts become chat messages."""
+
+    @field_validator("plugins")
+    @classmethod
+    def _in_use(cls, folder: str | None) -> str | None:
+        return None if folder is None else use_folder(folder)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any] | None = None, *, overrides: Sequence[str] = ()) -> RunConfig:
@@ -114,13 +124,22 @@ class RunConfig(Settings):
         Raises:
             ConfigurationError: Something is unknown or cannot work; an error of the file's own names it.
         """
-        data = read_mapping(path)
+        data = cls.read_data(path)
         try:
             return cls.of(data, overrides=overrides)
         except ConfigurationError as error:
             if overrides and str(error) != cls._trouble(data):
                 raise  # the file is not to blame
             raise ConfigurationError(f"{in_one_line(str(path), 300)}: {error}") from None
+
+    @classmethod
+    def read_data(cls, path: str | Path) -> dict[str, Any]:
+        """What a file holds, not validated yet; the folder of plugins is found from the file's own."""
+        data = read_mapping(path)
+        folder = data.get("plugins")
+        if isinstance(folder, str) and folder.strip():
+            data["plugins"] = os.path.join(os.path.abspath(Path(path).parent), os.path.expanduser(folder))
+        return data
 
     @classmethod
     def _trouble(cls, data: Mapping[str, Any]) -> str | None:

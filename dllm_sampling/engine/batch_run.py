@@ -63,6 +63,7 @@ class BatchRun:
             slots={id(policy): path for path, policy, _ in run_hooks.slots(policies)},
             stop_at_eos=stop_at_eos,
             places=places,
+            hooks=self._hooks.own,
             names={"schedule": policies.schedule.name, "cache": policies.cache.name},
         )
 

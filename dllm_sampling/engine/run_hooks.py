@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dllm_sampling.config.sampler_settings import SamplerSettings
 from dllm_sampling.engine.answers import CHECKS, described
+from dllm_sampling.engine.own_hooks import OwnHooks, own_hooks
 from dllm_sampling.errors import PluginError, unknown_name
 from dllm_sampling.plugins.blame import Blame
 from dllm_sampling.policies.class_checks import WRAP
@@ -57,6 +58,12 @@ class _Slot(SimpleNamespace):
 
 
 class _Manager(pluggy.PluginManager):
+    def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
+        found = super().parse_hookspec_opts(module_or_class, name)
+        if found is None and not name.startswith("_") and inspect.isfunction(getattr(module_or_class, name)):
+            found = {"firstresult": False, "historic": False, "warn_on_impl": None, "warn_on_impl_args": None}
+        return found
+
     def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
         if name not in vars(plugin):
             return None
@@ -118,12 +125,15 @@ def manager(policies: Policies) -> pluggy.PluginManager:
     """A manager on which every policy's hooks are registered; later wrappers wrap earlier ones.
 
     Raises PluginError for a method that no hook calls as it is written, and for a hook that policies of
-    another kind answer.
+    another kind answer. Hooks that the policies bring themselves are among its hooks.
     """
     created = _Manager(PROJECT)
     created.add_hookspecs(RunSpec)
+    own = own_hooks(policy for _, policy, _ in slots(policies))
+    if own:
+        created.add_hookspecs(type("OwnHooks", (), own))
     for path, policy, held in slots(policies):
-        created.register(_Slot(**_hook_methods(policy, path, held)), name=path)
+        created.register(_Slot(**_hook_methods(policy, path, held, own)), name=path)
     return created
 
 
@@ -146,6 +156,8 @@ class RunHooks:
     def __init__(self, policies: Policies) -> None:
         self._hook = manager(policies).hook
         self._transforms = transforms(policies)
+        # What policies ask each other; `state.hooks`.
+        self.own = OwnHooks(self._hook, own_hooks(policy for _, policy, _ in slots(policies)))
 
     def plan_blocks(self, state: DecodingState) -> Tensor | None:
         targets: Tensor | None = self._hook.plan_blocks(state=state)
@@ -224,8 +236,10 @@ def _answered(name: str, answer: Any) -> Any:
     return answer
 
 
-def _hook_methods(policy: Policy, path: str, held: bool) -> dict[str, Any]:
-    names = hook_names(RunSpec)
+def _hook_methods(
+    policy: Policy, path: str, held: bool, own: Mapping[str, Callable[..., Any]]
+) -> dict[str, Any]:
+    names = {*hook_names(RunSpec), *own}
     methods: dict[str, Any] = {}
     for name, function in inspect.getmembers(type(policy), inspect.isfunction):
         hook = name.removeprefix(WRAP)
@@ -236,15 +250,15 @@ def _hook_methods(policy: Policy, path: str, held: bool) -> dict[str, Any]:
             continue
         if name.startswith(WRAP) and hook in _ASKED_ONE_BY_ONE:
             raise PluginError(f"{who} ({path}): {hook} cannot be wrapped; each policy answers for itself.")
-        if not _may_answer(policy, name):
-            own = ", ".join(sorted(policy.hooks | LIFECYCLE))
+        if name not in own and not _may_answer(policy, name):
+            answered = ", ".join(sorted(policy.hooks | LIFECYCLE))
             raise PluginError(
-                f"{who} ({path}): a policy of this kind does not answer {name}; its hooks are {own}. "
+                f"{who} ({path}): a policy of this kind does not answer {name}; its hooks are {answered}. "
                 "Methods that begin with wrap_ are a Wrapper's."
             )
         if held and hook not in ANSWERED_WHEN_HELD:
             continue
-        methods[name] = _bridged(policy, path, name, hook)
+        methods[name] = _bridged(policy, path, name, own.get(hook) or getattr(RunSpec, hook))
     return methods
 
 
@@ -254,9 +268,8 @@ def _may_answer(policy: Policy, name: str) -> bool:
     return name in policy.hooks or name in LIFECYCLE
 
 
-def _bridged(policy: Policy, path: str, name: str, hook: str) -> Callable[..., Any]:
+def _bridged(policy: Policy, path: str, name: str, specified: Callable[..., Any]) -> Callable[..., Any]:
     """What pluggy calls for one method: takes all of the hook's arguments, hands on those it wants."""
-    specified = getattr(RunSpec, hook)
     arguments = tuple(inspect.signature(specified).parameters)[1:]
     asked = _asked(policy, path, name, arguments)
     if not name.startswith(WRAP):
@@ -293,8 +306,8 @@ def _asked(policy: Policy, path: str, name: str, arguments: tuple[str, ...]) -> 
 
         return ask
 
-    wrapped = getattr(RunSpec, name.removeprefix(WRAP))
-    check_answer = checked if _is_first_result(wrapped) or check is None else checked_each
+    wrapped = getattr(RunSpec, name.removeprefix(WRAP), None)
+    check_answer = checked if check is None or _is_first_result(wrapped) else checked_each
 
     def ask_around(*given: Any) -> Generator[Any, Any, Any]:
         with Blame(who, method):

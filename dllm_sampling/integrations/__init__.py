@@ -5,7 +5,7 @@ from __future__ import annotations
 from dllm_sampling.tasks import Task
 
 
-def register_tasks() -> list[type[Task]]:
+def register() -> list[type[Task]]:
     """A task of lm-evaluation-harness."""
     from dllm_sampling.integrations.lm_eval_task import HarnessTask
 

@@ -21,7 +21,6 @@ from dllm_sampling.engine import prompts
 from dllm_sampling.engine.sampler import Sampler
 from dllm_sampling.errors import ConfigurationError, StudyError
 from dllm_sampling.inputs import messages
-from dllm_sampling.inputs.config_files import read_mapping
 from dllm_sampling.integrations import lm_eval_settings as generation_settings
 from dllm_sampling.integrations.lm_eval_settings import before_stops
 
@@ -64,7 +63,7 @@ class SamplerLM(LM):  # type: ignore[misc]  # the harness carries no types
         **settings: Any,
     ) -> None:
         super().__init__()
-        data = read_mapping(config) if config is not None else {}
+        data = RunConfig.read_data(config) if config is not None else {}
         for path, value in settings.items():
             set_setting(RunConfig, data, path, value)
         if batch_size not in _UNNAMED_BATCH_SIZES:

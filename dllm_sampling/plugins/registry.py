@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import pluggy
 from pydantic import BaseModel, ValidationError
 
+from dllm_sampling.backbones import Backbone
 from dllm_sampling.errors import (
     ConfigurationError,
     DllmSamplingError,
@@ -20,10 +20,8 @@ from dllm_sampling.errors import (
     unknown_name,
 )
 from dllm_sampling.plugins.blame import last_lines
-from dllm_sampling.plugins.discovery_spec import DiscoverySpec
 from dllm_sampling.policies.kinds import KINDS
 from dllm_sampling.policies.named import Named
-from dllm_sampling.policies.run_spec import HOOK_VERSION, PROJECT, hook_names
 from dllm_sampling.tasks import Task
 
 SELECT = "DLLM_SAMPLING_PLUGINS"
@@ -35,21 +33,12 @@ LONGEST_NAME = 100
 MOST_OFFERED = 1000
 
 
-# What each hook registers: the name under which the registry keeps it.
-HOOK_KINDS = {
-    "register_unmasking_policies": "unmasking",
-    "register_scores": "score",
-    "register_cache_policies": "cache",
-    "register_block_schedules": "schedule",
-    "register_logits_transforms": "transforms",
-    "register_wrappers": "wrappers",
-    "register_observers": "observers",
-    "register_backbones": "backbone",
-    "register_tasks": "task",
+# The base of each kind: what a plugin offers is checked against the base of the kind that it names.
+BASES: dict[str, type[Any]] = {
+    **{base.kind: base for base in KINDS},
+    Backbone.kind: Backbone,
+    Task.kind: Task,
 }
-
-
-_BASES: dict[str, type[Named]] = {**{base.kind: base for base in KINDS}, Task.kind: Task}
 
 
 KIND_TITLES = {
@@ -78,22 +67,15 @@ class PluginInfo:
     status: str = "loaded"  # loaded, disabled or broken
     error: str | None = None
     provides: dict[str, list[str]] = field(default_factory=dict)
+    switched_off: dict[str, list[str]] = field(default_factory=dict)  # of what it offers
 
 
-class _Discovery(pluggy.PluginManager):
-    """Takes plain functions named after the hooks."""
+@dataclass
+class _Kept:
+    """A class that a plugin offers."""
 
-    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
-        if name in HOOK_KINDS and callable(getattr(plugin, name)):
-            return {
-                "wrapper": False,
-                "hookwrapper": False,
-                "optionalhook": False,
-                "tryfirst": False,
-                "trylast": False,
-                "specname": None,
-            }
-        return None
+    cls: type[Any]
+    owner: PluginInfo
 
 
 class Registry:
@@ -101,36 +83,42 @@ class Registry:
 
     def __init__(self) -> None:
         self.plugins: list[PluginInfo] = []
-        self._classes: dict[str, dict[str, type[Any]]] = {kind: {} for kind in KIND_TITLES}
-        self._owners: dict[tuple[str, str], PluginInfo] = {}
-        self._manager = _Discovery(PROJECT)
-        self._manager.add_hookspecs(DiscoverySpec)
+        self._kept: dict[str, dict[str, _Kept]] = {kind: {} for kind in BASES}
+        self._off: dict[str, dict[str, _Kept]] = {kind: {} for kind in BASES}
 
     def names(self, kind: str) -> list[str]:
         """The names of one kind, sorted."""
-        return sorted(self._classes[kind])
+        return sorted(self._kept[kind])
 
     def classes(self, kind: str) -> dict[str, type[Any]]:
         """Name to class, of one kind."""
-        return dict(sorted(self._classes[kind].items()))
+        return {name: kept.cls for name, kept in sorted(self._kept[kind].items())}
+
+    def switched_off(self, kind: str) -> dict[str, type[Any]]:
+        """Name to class of what plugins offer of one kind and the user has switched off."""
+        return {name: kept.cls for name, kept in sorted(self._off[kind].items())}
 
     def get(self, kind: str, name: str) -> type[Any]:
         """The class of that name; a misspelt name is an error with the nearest match."""
-        try:
-            return self._classes[kind][name]
-        except KeyError:
-            message = unknown_name(KIND_TITLES[kind], name, self._classes[kind])
-            others = [_a(KIND_TITLES[other]) for other, found in self._classes.items() if name in found]
-            if others:
-                message += f" ({name} is {' and '.join(others)}.)"
-            broken = [p.name for p in self.plugins if p.status == "broken"]
-            if broken:
-                message += f" (Not loaded, because broken: {', '.join(broken)}.)"
-            raise ConfigurationError(message) from None
+        if name in self._kept[kind]:
+            return self._kept[kind][name].cls
+        if name in self._off[kind]:
+            raise ConfigurationError(
+                f"the {KIND_TITLES[kind]} {name!r} of plugin {self._off[kind][name].owner.name} is switched "
+                f"off: by {SELECT} or --disable."
+            )
+        message = unknown_name(KIND_TITLES[kind], name, self._kept[kind])
+        others = [_a(KIND_TITLES[other]) for other, found in self._kept.items() if name in found]
+        if others:
+            message += f" ({name} is {' and '.join(others)}.)"
+        broken = [p.name for p in self.plugins if p.status == "broken"]
+        if broken:
+            message += f" (Not loaded, because broken: {', '.join(broken)}.)"
+        raise ConfigurationError(message)
 
     def owner(self, kind: str, name: str) -> PluginInfo:
-        """The plugin that offers a name."""
-        return self._owners[kind, name]
+        """The plugin that offers a name, switched off or not."""
+        return (self._kept[kind].get(name) or self._off[kind][name]).owner
 
     def build(self, base: type[N], value: object) -> N:
         """A policy or task of a kind from an instance, a name, or a mapping with a name and parameters."""
@@ -164,72 +152,71 @@ class Registry:
         except (DllmSamplingError, KeyboardInterrupt):
             raise
         except BaseException as error:
-            info = self._owners[base.kind, name]
+            info = self.owner(base.kind, name)
             raise PluginError(
                 f"{title} {name!r} of plugin {info.name} ({info.source}) cannot be built: {told(error)}"
                 + "".join(f"\n{line}" for line in last_lines(cls, error.__traceback__))
             ) from error
 
-    def add(self, info: PluginInfo, module: object) -> None:
-        """Register what a plugin offers, all or nothing."""
-        _check(module)
-        offered: list[tuple[str, str, type[Any]]] = []
-        try:
-            self._manager.register(module, name=info.name)
-            for hook, kind in HOOK_KINDS.items():
-                function = getattr(module, hook, None)
-                if function is None:
-                    continue
-                classes = function()
-                if not isinstance(classes, Iterable):
-                    raise PluginError(f"{hook} returned {shown(classes)}, not a list of classes.")
-                for cls in classes:
-                    self._check_class(kind, hook, cls)
-                    self._check_owner(info, kind, cls, offered)
-                    offered.append((kind, cls.name, cls))
-                    if len(offered) > MOST_OFFERED:
-                        raise PluginError(f"{hook} offers more than {MOST_OFFERED} classes.")
-        except BaseException:
-            if self._manager.has_plugin(info.name):
-                self._manager.unregister(name=info.name)
-            raise
-        for kind, name, cls in offered:
-            self._classes[kind][name] = cls
-            self._owners[kind, name] = info
-            info.provides.setdefault(kind, []).append(name)
+    def add(self, info: PluginInfo, classes: Iterable[object], off: Collection[str] = ()) -> None:
+        """Take what a plugin offers, all or nothing.
 
-    def _check_class(self, kind: str, hook: str, cls: object) -> None:
-        base = _BASES.get(kind)
-        if not inspect.isclass(cls):
-            raise PluginError(f"{hook} returned {shown(cls)}, which is not a class.")
-        if base is not None and not issubclass(cls, base):
-            raise PluginError(f"{hook} returned {cls.__name__}, which is not a {base.__name__}.")
-        if inspect.isabstract(cls):
-            missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
-            raise PluginError(f"{cls.__name__} does not define {missing}.")
-        name = getattr(cls, "name", None)
-        if name is None:
-            raise PluginError(f"{cls.__name__} has no name: `name: ClassVar[str] = ...`")
-        if type(name) is not str:
-            raise PluginError(f"the name of {cls.__name__} is {_a(type(name).__name__)}, not text.")
-        if not name.strip() or name != name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
-            raise PluginError(
-                f"the name of {cls.__name__} is {shown(name)}; a name is printable text of at most "
-                f"{LONGEST_NAME} characters, without spaces at its ends."
-            )
+        Each class says by its `kind` what it is, and must be a subclass of that kind's base.
+        off: names, bare or as plugin:name, of what is left out; it is checked like the rest.
+        """
+        offered: dict[tuple[str, str], type[Any]] = {}
+        for given in classes:
+            kind, cls = _checked(given)
+            if (kind, cls.name) in offered:
+                raise PluginError(f"{info.name} offers the {KIND_TITLES[kind]} {cls.name!r} twice.")
+            offered[kind, cls.name] = cls
+            if len(offered) > MOST_OFFERED:
+                raise PluginError(f"{info.name} offers more than {MOST_OFFERED} classes.")
+        left_out = {key for key in offered if {key[1], f"{info.name}:{key[1]}"} & set(off)}
+        for kind, name in offered.keys() - left_out:
+            if name in self._kept[kind]:
+                self._refuse_second(info, kind, name)
+        for (kind, name), cls in offered.items():
+            is_off = (kind, name) in left_out
+            (self._off if is_off else self._kept)[kind].setdefault(name, _Kept(cls, info))
+            (info.switched_off if is_off else info.provides).setdefault(kind, []).append(name)
 
-    def _check_owner(
-        self, info: PluginInfo, kind: str, cls: type[Any], offered: list[tuple[str, str, type[Any]]]
-    ) -> None:
-        name = cls.name
-        if (kind, name) in self._owners:
-            raise TwoOwnersError(
-                f"two plugins offer the {KIND_TITLES[kind]} {name!r}: {self._owners[kind, name].name} "
-                f"({self._owners[kind, name].source}) and {info.name} ({info.source}). Disable one: "
-                f"{SELECT}=-{info.name}"
-            )
-        if any((kind, name) == (k, n) for k, n, _ in offered):
-            raise PluginError(f"{info.name} offers the {KIND_TITLES[kind]} {name!r} twice.")
+    def _refuse_second(self, info: PluginInfo, kind: str, name: str) -> None:
+        first = self.owner(kind, name)
+        raise TwoOwnersError(
+            f"two plugins offer the {KIND_TITLES[kind]} {name!r}: {first.name} ({first.source}) and "
+            f"{info.name} ({info.source}). Switch one off: {SELECT}=-{info.name}:{name}, or the whole of "
+            f"its plugin: {SELECT}=-{info.name}"
+        )
+
+
+def _checked(cls: object) -> tuple[str, type[Any]]:
+    """What a plugin offers with its kind, or a PluginError that says what is wrong with it."""
+    if not inspect.isclass(cls):
+        raise PluginError(f"register() offers {shown(cls)}, which is not a class.")
+    kind = getattr(cls, "kind", None)
+    base = BASES.get(kind) if isinstance(kind, str) else None
+    if kind is None or base is None:
+        bases = ", ".join(base.__name__ for base in BASES.values())
+        raise PluginError(
+            f"register() offers {cls.__name__}, which is of no kind: it subclasses none of {bases}."
+        )
+    if not issubclass(cls, base):
+        raise PluginError(f"{cls.__name__} says kind={kind!r}, but is no subclass of {base.__name__}.")
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+        raise PluginError(f"{cls.__name__} does not define {missing}.")
+    name = getattr(cls, "name", None)
+    if name is None:
+        raise PluginError(f"{cls.__name__} has no name: `name: ClassVar[str] = ...`")
+    if type(name) is not str:
+        raise PluginError(f"the name of {cls.__name__} is {_a(type(name).__name__)}, not text.")
+    if not name.strip() or name != name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
+        raise PluginError(
+            f"the name of {cls.__name__} is {shown(name)}; a name is printable text of at most "
+            f"{LONGEST_NAME} characters, without spaces at its ends."
+        )
+    return kind, cls
 
 
 class TwoOwnersError(PluginError):
@@ -278,25 +265,3 @@ def _part(loc: tuple[Any, ...], messages: list[str], given: str) -> str:
 def _a(title: str) -> str:
     """The title with its article."""
     return f"{'an' if title[0] in 'aeiou' else 'a'} {title}"
-
-
-def _check(module: object) -> None:
-    version = getattr(module, "HOOK_VERSION", HOOK_VERSION)
-    if version != HOOK_VERSION:
-        raise PluginError(
-            f"written for version {shown(version)} of the hooks; this is version {HOOK_VERSION}."
-        )
-    hooks = hook_names(DiscoverySpec)
-    found = [name for name in dir(module) if name.startswith("register_")]
-    for name in found:
-        function = getattr(module, name)
-        if name not in hooks and inspect.isfunction(function) and _defined_in(module, function):
-            raise PluginError(unknown_name("hook", name, hooks))
-    if not any(name in hooks for name in found):
-        raise PluginError("registers nothing: define at least one of " + ", ".join(sorted(hooks)))
-
-
-def _defined_in(module: object, function: object) -> bool:
-    """Whether a function is the module's own and not imported by it."""
-    name = getattr(module, "__name__", None)
-    return name is None or getattr(function, "__module__", name) == name

@@ -44,6 +44,9 @@ class Policy(Named, ABC):
 
     Attributes:
         hooks: Those of `run_spec.RunSpec` that a policy of this kind answers; any may watch the lifecycle.
+        own_hooks: A class whose public methods are further hooks, which this policy asks as
+            `state.hooks.NAME(argument=...)`. Any policy of the run answers with a method of that name, and a
+            wrapper stands around it with `wrap_NAME`; the call gives the list of answers.
         rule: What it does as a formula, in one or two lines.
         sources: Whose rule it is.
         needs: What it asks of the engine beyond the logits of open positions, each in a few words.
@@ -55,6 +58,7 @@ class Policy(Named, ABC):
     """
 
     hooks: ClassVar[frozenset[str]] = frozenset()
+    own_hooks: ClassVar[type | None] = None
     rule: ClassVar[str] = ""
     sources: ClassVar[tuple[Source, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()

@@ -1,7 +1,9 @@
 """What the policies of a run are asked.
 
-Each run has its own pluggy manager, so that nothing one run registers is seen by another. Each docstring is
-the whole contract of its hook: the reference is made from it, and a test holds it to its headings.
+Discovery asks installed plugins which classes they offer (`plugins.offers`). A run asks its own policies, by
+name; nobody decorates anything. Each run has its own pluggy manager, so that nothing one run registers is
+seen by another. Each docstring is the whole contract of its hook: the reference is made from it, and a test
+holds it to its headings.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ class DecodingState:
     last_start: the column at which the last of the texts starts. has_padding: whether any text starts later
         than column 0.
     most_forwards: the batch takes no more than so many.
+    hooks: what policies of this run ask each other, see `Policy.own_hooks`; there in a run alone.
     tensors, lists, clock, mailbox: the parts that the engine writes; policies read them by the names below.
     """
 
@@ -46,6 +47,7 @@ class DecodingState:
         stop_at_eos: bool,
         places: Sequence[int] | None = None,
         names: Mapping[str, str] | None = None,
+        hooks: Any = None,
     ) -> None:
         batch, length = tokens.shape
         tensors = RowTensors.start(tokens, targets, valid, seeds, idle_steps, facts.mask_token_id)
@@ -67,6 +69,7 @@ class DecodingState:
             lists=lists,
             clock=Clock(),
             mailbox=Mailbox(),
+            hooks=hooks,
             names=dict(names or {}),  # of the policies by role, for what they are blamed for
             _memories=Memories(dict(slots), batch),
             _eos=torch.tensor(facts.eos_token_ids, dtype=torch.long, device=tokens.device),
@@ -85,6 +88,7 @@ class DecodingState:
     lists: RowLists
     clock: Clock
     mailbox: Mailbox
+    hooks: Any
     names: dict[str, str]
     _memories: Memories
     _eos: Tensor

@@ -144,8 +144,12 @@ def _of_task(task: Task, examples: Sequence[Example]) -> _TaskIds:
 
 
 def _identity(run: RunConfig) -> dict[str, Any]:
-    """The run as what decides a text: files by what is in them. The checkpoint has a hash of its own."""
+    """The run as what decides a text: files by what is in them.
+
+    The checkpoint has a hash of its own, and so has the code of every policy, wherever its file lies.
+    """
     found: dict[str, Any] = with_contents(run.model_dump(), run.to_dict())
+    found.pop("plugins")
     for place in ("source", "revision", "adapter"):
         found["model"].pop(place)
     return found

@@ -21,7 +21,7 @@ from dllm_sampling.engine import run_hooks
 from dllm_sampling.errors import ConfigurationError, PluginError, unknown_name
 from dllm_sampling.inputs.config_files import read_mapping
 from dllm_sampling.inputs.settings import Settings
-from dllm_sampling.plugins.discovery import registry
+from dllm_sampling.plugins.discovery import registry, use_folder
 from dllm_sampling.plugins.nested import Nested
 from dllm_sampling.study import paths
 from dllm_sampling.tasks import Task
@@ -86,6 +86,7 @@ class StudyConfig(_Entry):
 
     name: str = Field(description="The report's title.")
     description: str = Field("", description="A paragraph under it.")
+    plugins: str | None = Field(None, description="The folder of plugins that its file names.")
     models: tuple[ModelEntry, ...]
     tasks: tuple[TaskEntry, ...]
     samplers: tuple[SamplerEntry, ...]
@@ -111,6 +112,7 @@ class StudyConfig(_Entry):
     @classmethod
     def _of(cls, data: Mapping[str, Any], folder: Path | None) -> StudyConfig:
         file = validated(StudyFile, data)
+        plugins = _plugins(file.plugins, folder)  # before anything is looked up by its name
         shared = {"batch_size": file.batch_size} if file.batch_size is not None else {}
         count = sum(_points(entry) for entry in file.samplers)
         if count > MOST_SAMPLERS:
@@ -120,6 +122,7 @@ class StudyConfig(_Entry):
         study = cls(
             name=file.name,
             description=file.description,
+            plugins=plugins,
             models=tuple(_model(entry, folder) for entry in file.models),
             tasks=tuple(_task(i, entry, file.gen_length, folder) for i, entry in enumerate(file.tasks)),
             samplers=tuple(
@@ -187,13 +190,15 @@ class StudyConfig(_Entry):
 
     def run(self, model: ModelEntry, task: TaskEntry, sampler: SamplerEntry, seed: int) -> RunConfig:
         """The run that one cell of the study is, ready for `dllm-sampling generate --config`."""
-        return RunConfig(
-            model=model.settings,
-            sampler=sampler.settings,
-            gen_length=task.task.gen_length,
-            seed=seed,
-            chat_template=task.task.chat_template,
-        )
+        run = {
+            "plugins": self.plugins,
+            "model": model.settings,
+            "sampler": sampler.settings,
+            "gen_length": task.task.gen_length,
+            "seed": seed,
+            "chat_template": task.task.chat_template,
+        }
+        return validated(RunConfig, run)
 
 
 class StudyFile(_Entry):
@@ -201,6 +206,7 @@ class StudyFile(_Entry):
 
     name: str = Field(description="The report's title.")
     description: str = Field("", description="A paragraph under it.")
+    plugins: str | None = Field(None, description="A folder of one-file plugins, relative to the study file.")
     models: tuple[str | dict[str, Any], ...] = Field(
         ({"name": "bundled"},),
         min_length=1,
@@ -236,6 +242,16 @@ def _refuse_run(data: Mapping[str, Any]) -> None:
             "this is a run, not a study: `dllm-sampling generate --config` takes it. A study names `tasks`, "
             "`samplers`, each with the policies of a run, and a `baseline` among them."
         )
+
+
+def _plugins(given: str | None, folder: Path | None) -> str | None:
+    """The full path of the folder of plugins, once it is loaded."""
+    if given is None:
+        return None
+    try:
+        return use_folder(paths.path_from(given, folder) if given.strip() else given)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"plugins: {error}") from None
 
 
 def _model(entry: str | dict[str, Any], folder: Path | None) -> ModelEntry:

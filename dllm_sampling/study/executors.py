@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from dllm_sampling.errors import ConfigurationError, StudyError
-from dllm_sampling.plugins.discovery import FOLDER, STRICT, registry
+from dllm_sampling.plugins.discovery import FOLDER, STRICT, named_folder, registry, use_folder
 from dllm_sampling.plugins.registry import SELECT
 from dllm_sampling.study.cells import Unit
 from dllm_sampling.study.work import CellFailure, Worker
@@ -105,7 +105,7 @@ class RayExecutor(Executor):
                 if unit is None:
                     exhausted = True
                 else:
-                    running[decode.remote(ray.cloudpickle.dumps(unit), examples)] = unit
+                    running[decode.remote(ray.cloudpickle.dumps(unit), examples, named_folder())] = unit
             if not running:
                 break
             ready, _ = ray.wait(list(running), num_returns=1)
@@ -156,13 +156,17 @@ _worker: tuple[int, Worker] | None = None
 
 
 def _decode(
-    payload: bytes, examples: Examples
+    payload: bytes, examples: Examples, plugins: str | None
 ) -> tuple[str, list[dict[str, Any]], CellFailure | None, Exception | None]:
     """In a worker: compute a unit; errors are returned, so that Ray does not dress them up."""
     global _worker  # noqa: PLW0603 - what a worker process keeps from batch to batch
     where = f"{socket.gethostname()}, process {os.getpid()}"
     try:
-        registry()  # one-file plugins are modules that only the registry can import
+        # One-file plugins are modules that only the registry can import.
+        if plugins is None:
+            registry()
+        else:
+            use_folder(plugins)
         unit = pickle.loads(payload)
         key = hash(tuple(sorted(examples)))
         if _worker is None or _worker[0] != key:

@@ -367,7 +367,8 @@ class ScoreConformance(PolicyConformance):
         assert all(unchanged), "score changed the logits it was given: they are for reading."
 
     def _sampler(self, policy: Policy, model: Backbone, **more: Any) -> Sampler:
-        held = resolve(UnmaskingPolicy, {"name": "fixed_k", "k": 2, "score": policy})
+        kind: Any = UnmaskingPolicy
+        held = resolve(kind, {"name": "fixed_k", "k": 2, "score": policy})
         return super()._sampler(held, model, **more)
 
 
