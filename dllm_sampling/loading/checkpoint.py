@@ -106,7 +106,7 @@ def load_tokenizer(source: str | Path | None = None, revision: str | None = None
     folder, _, family = _family(source, revision)
     try:
         with _quiet():
-            tokenizer = _asked(family, "load_tokenizer", folder)
+            tokenizer: PreTrainedTokenizerBase | None = _asked(family, "load_tokenizer", folder)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     if tokenizer is None:

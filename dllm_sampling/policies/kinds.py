@@ -77,7 +77,11 @@ class Policy(Named, ABC):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        bases = [base for base in cls.__mro__ if "kind" in vars(base) and Policy in base.__bases__]
+        bases = [
+            base
+            for base in cls.__mro__
+            if issubclass(base, Policy) and "kind" in vars(base) and Policy in base.__bases__
+        ]
         if cls in bases or not bases:
             return
         answered = LIFECYCLE.union(*(base.hooks | _methods(base) for base in bases))

@@ -160,8 +160,7 @@ class PolicyConformance:
     def test_it_ends_whatever_the_model_predicts(
         self, policy: Policy, predicted: Predicting, distribution: str
     ) -> None:
-        for size in (1, 3):
-            self._check(policy, predicted(distribution), batch_size=size)
+        self._check(policy, predicted(distribution))
 
     def test_it_decodes_a_transformer_with_keys_and_values(self, policy: Policy, model: Backbone) -> None:
         self._check(policy, model)

@@ -33,7 +33,7 @@ def watched(policy: P, found: list[str]) -> P:
 
     Watched are the tensors of all that its methods are given; the memory of policies is their own.
     """
-    held = {}
+    held: dict[str, Any] = {}
     for field in type(policy).model_fields:
         value = getattr(policy, field)
         if isinstance(value, Policy):
@@ -50,7 +50,8 @@ def watched(policy: P, found: list[str]) -> P:
         if name.removeprefix(WRAP) in _ASKED:
             space[name] = _around(method, f"{cls.__name__}.{name}", found)
     again = policy.model_copy(update=held)
-    object.__setattr__(again, "__class__", type(cls)(cls.__name__, (cls,), space))
+    made: Any = type(cls)
+    object.__setattr__(again, "__class__", made(cls.__name__, (cls,), space))
     return again
 
 
