@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import pytest
+import torch
 
 import dllm_sampling
 import dllm_sampling.testing
@@ -388,9 +389,16 @@ OFTEN = {
 
 
 class Counting(Wrapper):
-    """Counts the calls of every hook by standing around it."""
+    """Counts the calls of every hook by standing around it, or where that cannot be by answering it."""
 
     name: ClassVar[str] = "counting"
+
+    def close(self):
+        COUNTS["close"] += 1
+
+    def forbid(self, observation):
+        COUNTS["forbid"] += 1
+        return torch.zeros_like(observation.masked)
 
 
 def _counted(hook):
@@ -401,7 +409,7 @@ def _counted(hook):
     return around
 
 
-for _hook in hookspecs.hook_names(hookspecs.RunSpec):
+for _hook in hookspecs.hook_names(hookspecs.RunSpec) - {"close", "forbid"}:
     setattr(Counting, f"wrap_{_hook}", _counted(_hook))
 
 

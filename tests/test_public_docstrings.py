@@ -14,7 +14,9 @@ import dllm_sampling.testing
 from dllm_sampling.policies.named import Named
 
 # Their docstrings are pasted with the rewrite of state/ and engine/.
-LATER = {"DecodingState", "ForwardPlan", "Observation", "Region", "Run", "Sampler", "Step", "registry"}
+LATER = {
+    "DecodingState", "ForwardPlan", "Observation", "Positions", "Region", "Run", "Sampler", "Step", "registry",
+}  # fmt: skip
 # Nobody else constructs them.
 MADE_BY_THE_ENGINE = {"DecodingState", "Run"}
 HOME_MADE = re.compile(r"^\w+(, \w+)*: \S|^Raises \w+|^Returns ", re.MULTILINE)

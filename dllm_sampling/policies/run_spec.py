@@ -40,7 +40,8 @@ class RunSpec:
 
     A method may leave out arguments that it does not need. An unknown argument name is an error, and so is a
     hook that policies of another kind answer. `self` is the policy: frozen settings, which keep what they
-    remember in `state.memory(self)`.
+    remember of rows in `state.memory(self)`, and what belongs to no row in `state.shared(self)`: its own
+    memory.
 
     **What no hook may change**: the tensors of `state` and `observation`. Policies read; the engine writes.
 
@@ -109,9 +110,10 @@ class RunSpec:
             state: The canvases as the last step left them.
 
         Returns:
-            The region, columns `[batch, width]`, padded with -1, at least one open target of some row among
-                them. With `starts_block=True` it starts a block; the first one of a run always does. What
-                lies behind a row's last target is taken out. The first answer that is not None counts.
+            The region, `Positions` or columns `[batch, width]` padded with -1, at least one open target of
+                some row among them. With `starts_block=True` it starts a block; the first one of a run always
+                does. What lies behind a row's last target is taken out. The first answer that is not None
+                counts.
 
         May change:
             Its own memory.
@@ -155,7 +157,7 @@ class RunSpec:
             region: The region of the step.
 
         Returns:
-            The plan, a slice or columns `[batch, width]`, padded with -1, the region's open targets among
+            The plan, `Positions` or columns `[batch, width]` padded with -1, the region's open targets among
                 them. The first one of a run must be a refresh. The first answer that is not None counts.
 
         May change:
@@ -200,7 +202,7 @@ class RunSpec:
     def restrict(self, state: DecodingState, observation: Observation) -> Tensor:
         """Rule positions out before the unmasking policy sees them.
 
-        A forced commit may still fall on one, where nothing else is left.
+        A forced commit may still fall on one, where nothing else is left; `forbid` binds that, too.
 
         Called:
             Every step, after the forward and the logits transforms.
@@ -223,10 +225,25 @@ class RunSpec:
 
     @hookspec
     def forbid(self, state: DecodingState, observation: Observation) -> Tensor:
-        """Every step, after `restrict`: bool `[batch, region]`, True where nothing may be committed now.
+        """Keep positions from being committed in this step, by the engine too.
 
-        It binds the commit that the engine forces, too. A policy that leaves a row nothing, when the row has
-        no idle steps left, ends the run with an error that names both.
+        Called:
+            Every step, after `restrict`. Each policy answers for itself: this hook cannot be wrapped.
+
+        Args:
+            state: The canvases, before the step is committed.
+            observation: What the forward shows of the region, an entry for each of its positions.
+
+        Returns:
+            Bool `[batch, region]`, true where nothing may be committed now. Every answer counts, and a
+                position is forbidden where any is true.
+
+        May change:
+            Its own memory. It can make fewer positions eligible, never more.
+
+        On a bad answer:
+            PluginError at once for another dtype, shape or device; when the step is read back for a row that
+            has no idle steps left and nothing to commit, with the row and the policy.
         """
         raise NotImplementedError
 
@@ -235,7 +252,7 @@ class RunSpec:
         """Choose the positions that are committed, and what else is done to the region.
 
         Called:
-            Every step, after `restrict`.
+            Every step, after `restrict` and `forbid`.
 
         Args:
             state: The canvases, before the step is committed.
@@ -307,29 +324,26 @@ class RunSpec:
             Each time rows leave and others stay, behind a step.
 
         Args:
-            state: The canvases that stay. Tensors in memory are those of the rows that stay already.
+            state: The canvases that stay. What is in `state.memory(self)` is that of the rows that stay
+                already.
             rows: Int64 `[rows that stay]`, their indices in the batch as it was.
 
         Returns:
             Nothing.
 
         May change:
-            Its own memory: what is kept there besides tensors is to be re-indexed here.
+            Its own memory: what it keeps of single rows in `state.shared(self)` is to be re-indexed here.
 
         On a bad answer:
             An answer is ignored.
         """
 
     @hookspec
-    def close(self, state: DecodingState) -> None:
-        """Once a batch, last of all, however it ends: after `end`, an error, or a run that was left."""
-
-    @hookspec
     def end(self, state: DecodingState, result: GenerationResult) -> None:
         """See the batch end.
 
         Called:
-            Once a batch, last of all. It is not, where the run breaks off.
+            Once a batch, after its last step, before `close`. It is not, where the run breaks off.
 
         Args:
             state: No row is left in it.
@@ -340,6 +354,28 @@ class RunSpec:
 
         May change:
             Nothing: the batch is done.
+
+        On a bad answer:
+            An answer is ignored.
+        """
+
+    @hookspec
+    def close(self, state: DecodingState) -> None:
+        """Let go of what was opened for the batch.
+
+        Called:
+            Once a batch, last of all, however it ends: after `end`, after an error, `begin`'s own too, or
+            when a run is left. Every policy is told, also where another one fails. Each policy answers for
+            itself: this hook cannot be wrapped.
+
+        Args:
+            state: The canvases as the batch left them.
+
+        Returns:
+            Nothing.
+
+        May change:
+            What the policy holds outside the run, such as a file.
 
         On a bad answer:
             An answer is ignored.
