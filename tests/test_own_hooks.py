@@ -123,6 +123,24 @@ def test_every_run_and_every_batch_has_its_own():
         next(steps).state.hooks.weight  # noqa: B018
 
 
+def test_a_policy_that_another_one_holds_answers_by_itself():
+    got = []
+
+    class Both(Asks):
+        name: ClassVar[str] = "both"
+
+        def weight(self):
+            return "held"
+
+        def select(self, state, observation):
+            got.append(state.hooks.weight(state=state, observation=observation))
+            return observation.eligible
+
+    held = registry().get("unmasking", "with_budget")(policy=Both(), k=6)
+    order(unmasking=held)
+    assert got == [["held"]]
+
+
 def test_only_brought_hooks_can_be_asked_and_a_misspelt_one_is_told():
     for name, message in (("select", "'select'"), ("wieght", "'wieght'. Did you mean 'weight'")):
 
