@@ -52,9 +52,37 @@ CATALOGUE = [
 ENGINE = ["tests/test_engine.py", "tests/test_composition.py", "tests/test_adversarial_plugins.py"]
 Tests = tuple[list[str], list[str]]  # the narrow ones, the wider ones
 TESTS: dict[str, Tests] = {
-    "dllm_sampling/engine/run.py": (
-        ["tests/test_guard.py"],
-        ["tests/test_slow_transforms.py", *ENGINE],
+    **{
+        f"dllm_sampling/engine/{name}.py": (
+            ["tests/test_run_hooks.py", "tests/test_guard.py"],
+            ["tests/test_slow_transforms.py", *ENGINE],
+        )
+        for name in ("run", "batch_run", "blocks", "leaving")
+    },
+    **{
+        f"dllm_sampling/engine/{name}.py": (
+            ["tests/test_progress_guard.py", "tests/test_guard.py", "tests/test_run_hooks.py"],
+            ["tests/test_slow_transforms.py", *ENGINE],
+        )
+        for name in ("commit", "progress_guard")
+    },
+    **{
+        f"dllm_sampling/state/{name}.py": (
+            ["tests/test_positions.py", "tests/test_slow_parts.py"],
+            ["tests/test_cache_plans.py", "tests/test_guard.py", *ENGINE],
+        )
+        for name in ("positions", "region", "plan")
+    },
+    **{
+        f"dllm_sampling/state/{name}.py": (
+            ["tests/test_run_hooks.py", "tests/test_guard.py"],
+            ["tests/test_slow_transforms.py", *ENGINE],
+        )
+        for name in ("rows", "memory", "mailbox", "clock")
+    },
+    "dllm_sampling/backbones/forward.py": (
+        ["tests/test_cache_plans.py", "tests/test_golden.py"],
+        ["tests/test_slow_transforms.py", "tests/test_execution.py", *ENGINE],
     ),
     "dllm_sampling/engine/answers.py": (["tests/test_adversarial_plugins.py"], ENGINE),
     "dllm_sampling/state/decoding_state.py": (
@@ -102,6 +130,7 @@ def _fill_tests() -> None:
         "strategies/wrappers": "tests/test_slow_transforms.py",
         "strategies/unmasking": "tests/test_slow_rules.py",
         "strategies/shared": "tests/test_slow_rules.py",
+        "strategies/scores": "tests/test_slow_rules.py",
     }
     for folder, file in folders.items():
         for path in sorted((ROOT / folder).glob("*.py")):

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from dllm_sampling.state.decoding_state import DecodingState
+
+class Canvas(Protocol):
+    """What positions lie on; the decoding state is one."""
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+
+    @property
+    def length(self) -> int:
+        """Columns."""
+
+    @property
+    def columns(self) -> Tensor:
+        """`[length]`, the number of each column."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +38,7 @@ class Positions:
     span: slice | None = None
 
     @classmethod
-    def between(cls, state: DecodingState, start: int, stop: int) -> Positions:
+    def between(cls, state: Canvas, start: int, stop: int) -> Positions:
         """The columns `[start, stop)` for every row."""
         return cls(state.columns[start:stop].expand(state.batch, -1), slice(start, stop))
 
@@ -143,7 +156,7 @@ class Positions:
                 return self.from_place(0, max(nearest - self.span.start, 0))
         return self.only(self.columns < end[:, None])
 
-    def window(self, state: DecodingState, left: int, right: int | None) -> Positions:
+    def window(self, state: Canvas, left: int, right: int | None) -> Positions:
         """These with `left` columns before them and `right` behind (None: all there are)."""
         length = state.length
         if self.span is not None:
