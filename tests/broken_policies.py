@@ -18,6 +18,8 @@ from dllm_sampling import (
     LogitsTransform,
     Observer,
     Region,
+    Score,
+    Source,
     UnmaskingPolicy,
     Wrapper,
     top_k,
@@ -27,6 +29,7 @@ from dllm_sampling.testing import (
     CachePolicyConformance,
     LogitsTransformConformance,
     ObserverConformance,
+    ScoreConformance,
     UnmaskingPolicyConformance,
     WrapperConformance,
 )
@@ -38,6 +41,7 @@ SUITES = {
     LogitsTransform: LogitsTransformConformance,
     Wrapper: WrapperConformance,
     Observer: ObserverConformance,
+    Score: ScoreConformance,
 }
 
 
@@ -90,6 +94,7 @@ OWN: dict[type, dict[str, Any]] = {
     LogitsTransform: {"transform": transform},
     Wrapper: {},
     Observer: {},
+    Score: {"score": lambda self, state, observation: observation.log_confidence},
 }
 
 
@@ -105,9 +110,9 @@ class Broken(NamedTuple):
 
 
 def policy(base, space, **settings):
-    doc = space.pop("__doc__", "Broken. Source: ours.")
-    annotations = {"name": ClassVar[str], **space.pop("__annotations__", {})}
-    whole = {"name": "broken", "__doc__": doc, "__module__": __name__, "__annotations__": annotations}
+    facts = {"name": "broken", "sources": (Source("ours"),), "rule": "as the test says."}
+    annotations = {**dict.fromkeys(facts, ClassVar[Any]), **space.pop("__annotations__", {})}
+    whole = {**facts, "__module__": __name__, "__annotations__": annotations}
     return type("Broken", (base,), whole | OWN[base] | space)(**settings)
 
 
@@ -128,6 +133,7 @@ def broken(base, check, advice, *, first=False, **settings):
 # What it is ---------------------------------------------------------------------------------------
 
 UP, CP, BS, LT, WR, OB = UnmaskingPolicy, CachePolicy, BlockSchedule, LogitsTransform, Wrapper, Observer
+SC = Score
 
 
 @broken(UP, "test_it_is_of_its_kind", "lower case with underscores", first=True)
@@ -135,9 +141,14 @@ def a_name_that_no_file_would_spell():
     return {"name": "Most-Confident"}
 
 
-@broken(OB, "test_its_docstring_names_a_source", "end the class docstring", first=True)
+@broken(OB, "test_it_says_what_its_rule_is_and_whose", "whose rule it was", first=True)
 def no_source():
-    return {"__doc__": "Watches."}
+    return {"sources": ()}
+
+
+@broken(UP, "test_it_says_what_its_rule_is_and_whose", "as a formula", first=True)
+def no_rule():
+    return {"rule": ""}
 
 
 @broken(UP, "test_its_settings_are_frozen", "leave `frozen`", first=True)
@@ -181,6 +192,11 @@ def a_rule_that_writes_the_logits():
         return best(state, observation)
 
     return {"select": select}
+
+
+@broken(SC, ONLY, "Broken.score wrote into observation.logits", first=True)
+def a_score_that_writes_the_logits():
+    return {"score": lambda self, state, observation: observation.logits.exp_().amax(-1)}
 
 
 @broken(UP, ONLY, "wrote into observation.tokens")
@@ -317,6 +333,11 @@ def a_transform_with_noise_of_its_own():
         return observation.logits + torch.randn_like(observation.logits)
 
     return {"transform": transform}
+
+
+@broken(SC, SEED, "state.uniform", first=True)
+def a_score_that_draws_from_torch():
+    return {"score": lambda self, state, observation: torch.rand(observation.masked.shape)}
 
 
 KEEPS = "test_it_keeps_no_state_between_runs"
@@ -548,6 +569,11 @@ def a_cache_that_claims_a_refresh_of_each_row():
         return ForwardPlan(region.positions, refresh=torch.ones(state.batch).bool())
 
     return {"plan_forward": plan_forward}
+
+
+@broken(CP, "test_what_it_calls_exact_is_exact", "decodes to other tokens than no cache", first=True)
+def a_cache_that_claims_to_be_exact():
+    return {"exact": True, "__annotations__": {"exact": ClassVar[bool]}}
 
 
 @broken(CP, "test_every_forward_predicts_what_is_open", "plan at least those", first=True)

@@ -55,7 +55,7 @@ def watched(policy: P, found: list[str]) -> P:
     return again
 
 
-_ASKED = {*hook_names(RunSpec), "transform"}
+_ASKED = {*hook_names(RunSpec), "transform", "score"}
 
 
 def _around(method: Any, who: str, found: list[str]) -> Any:
