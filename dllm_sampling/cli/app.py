@@ -223,10 +223,10 @@ def frequencies(
     plugins_dir: PluginsDir = None,
 ) -> None:
     """Count how often each token stands in some texts: the table that pc_sampler asks for."""
-    from dllm_sampling.cli import frequencies as work
+    from dllm_sampling.cli.frequencies import count
 
     _plugins_dir(plugins_dir)
-    work.count(sources, model, output)
+    count(sources, model, output)
 
 
 @app.command()
@@ -287,10 +287,10 @@ def compare(
 
     Stopped at any moment, it goes on where it was when the same command is given again.
     """
-    from dllm_sampling.cli import compare as work
+    from dllm_sampling.cli import compare as comparing
 
     _plugins_dir(plugins_dir)
-    options = work.Options(
+    options = comparing.Options(
         study=study,
         output=output,
         limit=limit,
@@ -302,7 +302,7 @@ def compare(
         shard=shard,
         quiet=quiet,
     )
-    act = work.dry_run if dry_run else work.merge if merge else work.run
+    act = comparing.dry_run if dry_run else comparing.merge if merge else comparing.run
     raise typer.Exit(act(options))
 
 
@@ -312,17 +312,17 @@ def report(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to; by default there.")] = None,
 ) -> None:
     """Write the report of a results folder anew, from its records alone."""
-    from dllm_sampling.cli import compare as work
+    from dllm_sampling.cli import compare as comparing
 
-    work.report(folder, output)
+    comparing.report(folder, output)
 
 
 @app.command()
 def studies() -> None:
     """List the studies that ship, for `compare NAME`."""
-    from dllm_sampling.cli import compare as work
+    from dllm_sampling.cli import compare as comparing
 
-    work.studies()
+    comparing.studies()
 
 
 @app.command()
@@ -338,10 +338,10 @@ def new(
     plugins_dir: PluginsDir = None,
 ) -> None:
     """Write a package for a strategy of your own: a module that works, its tests, a study, a README."""
-    from dllm_sampling.cli import new as work
+    from dllm_sampling.cli.new import new as write_package
 
     _plugins_dir(plugins_dir)
-    work.new(kind, name, output)
+    write_package(kind, name, output)
 
 
 @app.command(
@@ -404,7 +404,7 @@ def config_show(
 def config_validate(
     files: Annotated[list[Path], typer.Argument(help="Runs to check.")], plugins_dir: PluginsDir = None
 ) -> None:
-    """Check run files; exit with 2 at the first that cannot work."""
+    """Check run files; exit with 2 at the first that cannot comparing."""
     from dllm_sampling.cli import run
 
     _plugins_dir(plugins_dir)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from dllm_sampling.config.sampler_settings import SamplerSettings
-from dllm_sampling.engine.answers import CHECKS, described
-from dllm_sampling.errors import DllmSamplingError, PluginError, unknown_name
+from dllm_sampling.engine.answers import CHECKS
+from dllm_sampling.errors import DllmSamplingError, PluginError, shown, told, unknown_name
 from dllm_sampling.policies.kinds import (
     KINDS,
     LIFECYCLE,
@@ -283,7 +283,7 @@ def _asked(policy: Policy, path: str, name: str, arguments: tuple[str, ...]) -> 
 
     def checked_each(answers: Any, given: tuple[Any, ...]) -> Any:
         if not isinstance(answers, list):
-            raise PluginError(f"{who} answered {described(answers)}; it must be a list of answers.")
+            raise PluginError(f"{who} answered {shown(answers)}; it must be a list of answers.")
         return [checked(answer, given) for answer in answers]
 
     if not name.startswith(_WRAP):
@@ -339,19 +339,11 @@ class _Blamed:
             return
         frames = [f for f in traceback.extract_tb(trace) if f.filename == self._file]
         where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-        raise PluginError(f"{self._who} failed: {_one_line(error)}{where}") from error
+        raise PluginError(f"{self._who} failed: {told(error)}{where}") from error
 
 
 # What says what to change by itself, or is not the plugin's doing.
 _PASSED_ON = (DllmSamplingError, torch.OutOfMemoryError, KeyboardInterrupt, GeneratorExit)
-
-
-def _one_line(error: BaseException) -> str:
-    try:
-        lines = str(error).strip().splitlines()
-    except Exception:  # noqa: BLE001 - an error that cannot be printed is still one to be named
-        lines = []
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 _BASE_METHODS = {
