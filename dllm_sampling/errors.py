@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class DllmSamplingError(Exception):
@@ -82,6 +84,11 @@ class _Short(reprlib.Repr):
         # Python refuses to write very long integers out.
         return repr(x) if x.bit_length() < 256 else f"<an integer of {x.bit_length()} bits>"
 
+    # reprlib finds it by the name of the type.
+    def repr_Tensor(self, x: Any, level: int) -> str:
+        # Its values may be many, and on a device that would have to be waited for.
+        return f"a tensor {x.dtype} {list(x.shape)}"
+
     def repr_instance(self, x: object, level: int) -> str:
         try:
             return super().repr_instance(x, level)
@@ -100,6 +107,22 @@ def in_one_line(text: str, limit: int = 500) -> str:
     words = " ".join(text[: 4 * limit].split())
     plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in words)
     return _cut(plain, limit)
+
+
+# What is obeyed rather than shown: all control characters but newline and tab; what changes the direction
+# of a line or separates lines without being seen; halves of surrogate pairs, which no file can hold.
+_OBEYED = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_COMMANDS = re.compile(f"[{_OBEYED}]")
+_COMMANDS_AND_BREAKS = re.compile(f"[{_OBEYED}\n\t]")
+
+
+def visible(text: str, *, one_line: bool = False) -> str:
+    r"""A text in which nothing is obeyed: control characters stand as Python writes them, such as `\x1b`.
+
+    one_line: newlines and tabs are written out too; else they stay.
+    """
+    pattern = _COMMANDS_AND_BREAKS if one_line else _COMMANDS
+    return pattern.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def told(error: BaseException) -> str:

@@ -292,7 +292,7 @@ def opened(run, **more):
     """The run itself: an iterator of steps, then `result`."""
     sampler = Sampler(run["model"], **(run["settings"] | more))
     if "canvases" in run:
-        canvases = prompting.to_fill(run["canvases"], None, run["model"].facts)
+        canvases = prompting.canvases_to_infill(run["canvases"], None, run["model"].facts)
         return Run(sampler.settings, sampler.model, canvases, None, 0, sampler.settings.stop_at_eos)
     return sampler.steps(prompts(run["lengths"]), run["gen_length"])
 

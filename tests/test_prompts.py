@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import BatchEncoding
 
 from dllm_sampling import ConfigurationError, PromptError, Sampler, load_model
-from dllm_sampling.engine.prompts import encode, encode_one, to_fill, with_targets
+from dllm_sampling.engine.prompts import canvases_to_generate, canvases_to_infill, encode, encode_one
 from dllm_sampling.errors import DllmSamplingError
 from tests.models import tiny
 
@@ -380,7 +380,7 @@ def test_canvases_that_are_none(canvas, targets, message):
 def test_canvases_in_every_form():
     facts = tiny().facts
     forms = [
-        to_fill(canvas, targets, facts)
+        canvases_to_infill(canvas, targets, facts)
         for canvas, targets in (
             ([[1, MASK, 2]], None),
             (torch.tensor([[1, MASK, 2]]), None),
@@ -551,7 +551,7 @@ def test_lists_of_ids_are_taken_as_they_are(rows):
     forms = [rows, {"input_ids": rows}, {"input_ids": padded, "attention_mask": kept}]
     assert [encode(form, None, FACTS, True) for form in forms] == [rows] * 3
     assert encode(padded, kept, FACTS, True) == rows
-    assert [canvas.before for canvas in with_targets(rows, 4, FACTS)] == [len(row) for row in rows]
+    assert [canvas.before for canvas in canvases_to_generate(rows, 4, FACTS)] == [len(row) for row in rows]
 
 
 @given(

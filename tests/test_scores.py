@@ -48,9 +48,19 @@ class Answers(Score):
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["name"])
-@pytest.mark.parametrize("what", ["text", "none", "integers", "narrow", "flat", "nan"])
-def test_a_bad_answer_is_refused_with_the_name_of_the_score(rule, what):
-    with pytest.raises(PluginError, match=r"Answers\.score answered"):
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("text", "'best'"),
+        ("none", "None"),
+        ("integers", r"a tensor torch\.int64 \[3, 12\]; it must be floats \[3, 12\] on cpu"),
+        ("narrow", r"a tensor torch\.float32 \[3, 11\]"),
+        ("flat", r"a tensor torch\.float32 \[12\]"),
+        ("nan", "NaN at an eligible position"),
+    ],
+)
+def test_a_bad_answer_is_refused_with_the_name_of_the_score(rule, what, said):
+    with pytest.raises(PluginError, match=rf"Answers\.score answered {said}"):
         decoded(rule, Answers(what=what))
 
 

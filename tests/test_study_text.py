@@ -19,6 +19,7 @@ import yaml
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
+from dllm_sampling.errors import visible
 from dllm_sampling.study import Results, metrics, plots, report, text
 from tests.study_files import SMALL, finished, small
 
@@ -134,7 +135,7 @@ def test_in_html(ran):
     words = "".join(found.words)
     assert found.tags.count("script") == 1
     assert not CONTROL.search(page)
-    shown = text.visible(HOSTILE)
+    shown = visible(HOSTILE)
     assert words.count(shown) >= 10
     assert "{{ 7*7 }}" in words
 
@@ -257,7 +258,7 @@ def check_report(results, names):
     everything = "".join(words.words)
     markdown = (folder / "report.md").read_bytes().decode()
     for name in names:
-        assert text.visible(name) in everything
+        assert visible(name) in everything
         assert text.markdown(name) in markdown
     tables = [line for line in markdown.splitlines() if line.startswith("| ")]
     widths = [len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in tables[:5]]

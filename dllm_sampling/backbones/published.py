@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from dllm_sampling.errors import CheckpointError
+from dllm_sampling.errors import CheckpointError, shown
 
 # Far beyond any size of a model; larger numbers would overflow before anything could be compared.
 _LARGEST_SIZE = 2**31
@@ -73,12 +73,6 @@ HARMLESS = frozenset({
     "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "remove_invalid_values",
     "repetition_penalty", "suppress_tokens", "temperature", "top_k", "top_p", "typical_p",
 })  # fmt: skip
-
-
-def shown(value: Any) -> str:
-    """A value as an error shows it, cut to a readable length."""
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def refused(key: str, value: Any, why: str) -> CheckpointError:

@@ -204,9 +204,9 @@ def frequencies(
     ] = None,
 ) -> None:
     """Count how often each token stands in some texts: the table that pc_sampler asks for."""
-    from dllm_sampling.cli import frequencies as work
+    from dllm_sampling.cli.frequencies import count
 
-    work.count(sources, model, output)
+    count(sources, model, output)
 
 
 @app.command()
@@ -264,9 +264,9 @@ def compare(
 
     Stopped at any moment, it goes on where it was when the same command is given again.
     """
-    from dllm_sampling.cli import compare as work
+    from dllm_sampling.cli import compare as comparing
 
-    options = work.Options(
+    options = comparing.Options(
         study=study,
         output=output,
         limit=limit,
@@ -278,7 +278,7 @@ def compare(
         shard=shard,
         quiet=quiet,
     )
-    act = work.dry_run if dry_run else work.merge if merge else work.run
+    act = comparing.dry_run if dry_run else comparing.merge if merge else comparing.run
     raise typer.Exit(act(options))
 
 
@@ -288,17 +288,17 @@ def report(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to; by default there.")] = None,
 ) -> None:
     """Write the report of a results folder anew, from its records alone."""
-    from dllm_sampling.cli import compare as work
+    from dllm_sampling.cli import compare as comparing
 
-    work.report(folder, output)
+    comparing.report(folder, output)
 
 
 @app.command()
 def studies() -> None:
     """List the studies that ship, for `compare NAME`."""
-    from dllm_sampling.cli import compare as work
+    from dllm_sampling.cli import compare as comparing
 
-    work.studies()
+    comparing.studies()
 
 
 @app.command()
@@ -317,9 +317,9 @@ def new(
     ] = Path(),
 ) -> None:
     """Write a package for a plugin of your own: a module that works, its tests, a study, a README."""
-    from dllm_sampling.cli import new as work
+    from dllm_sampling.cli.new import new as write_package
 
-    work.new(kind, name, output)
+    write_package(kind, name, output)
 
 
 @app.command(

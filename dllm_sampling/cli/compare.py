@@ -74,7 +74,7 @@ def run(options: Options) -> int:
             watch=watch,
         )
     if shard[1] > 1:
-        _tell(
+        _print_aside(
             f"shard {options.shard} is in {results.folder.path}; when all are: "
             f"dllm-sampling compare {options.study} --output {options.folder} --merge"
         )
@@ -88,7 +88,7 @@ def merge(options: Options) -> int:
     with _shown(options.quiet):
         results = options.read().merge(options.folder)
     if results.unfinished:
-        _tell(f"{len(results.unfinished)} cells are not finished: see {options.folder / 'log.txt'}")
+        _print_aside(f"{len(results.unfinished)} cells are not finished: see {options.folder / 'log.txt'}")
     _report(results)
     return _failed(results)
 
@@ -100,7 +100,7 @@ def report(folder: Path, output: Path | None) -> None:
 
 def _failed(results: Results) -> int:
     for message in results.failed.values():
-        _tell(f"failed: {message}")
+        _print_aside(f"failed: {message}")
     return 1 if results.failed else 0
 
 
@@ -115,7 +115,7 @@ def dry_run(options: Options) -> int:
     study = options.read()
     cells = matching(study.cells, options.only)
     _shard(options.shard), _executor(options)  # errors in them are told now
-    _tell(f"probing {len(cells)} cells, a few steps each")
+    _print_aside(f"probing {len(cells)} cells, a few steps each")
     total, failures = 0.0, []
     lines = []
     for cell, probe in study.probe(cells):
@@ -133,7 +133,7 @@ def dry_run(options: Options) -> int:
         "answers that end early cost less."
     )
     for failure in failures:
-        _tell(f"failed: {failure}")
+        _print_aside(f"failed: {failure}")
     return 1 if failures else 0
 
 
@@ -144,7 +144,7 @@ def _report(results: Results, output: Path | None = None) -> None:
         _print(f"\n{where}: {rows[0].columns.prompts} prompts, 95 % intervals")
         _print_table(*_table(rows))
     for warning in results.warnings:
-        _tell(f"warning: {warning}")
+        _print_aside(f"warning: {warning}")
     _print(f"\nreport: {path}")
 
 
@@ -193,7 +193,7 @@ def _print(text: str) -> None:
     _write(text, sys.stdout)
 
 
-def _tell(text: str) -> None:
+def _print_aside(text: str) -> None:
     _write(unbroken(text), sys.stderr)
 
 
@@ -266,7 +266,7 @@ class _Console(logging.Handler):
         if _err.is_terminal:  # above the progress bar
             _err.print(Text(shown(line, sys.stderr)))
         else:
-            _tell(line)
+            _print_aside(line)
 
 
 @contextmanager
@@ -280,7 +280,7 @@ def _terminated() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _tell("interrupted: the same command goes on from here")
+        _print_aside("interrupted: the same command goes on from here")
         sys.exit(130)
     finally:
         signal.signal(signal.SIGTERM, before)

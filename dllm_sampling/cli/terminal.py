@@ -23,14 +23,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from dllm_sampling.errors import DllmSamplingError
+from dllm_sampling.errors import DllmSamplingError, visible
 
-# All control characters but newline and tab; what changes the direction of a line or separates lines
-# without being seen; halves of surrogate pairs, which cannot be written at all.
-_COMMANDS = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-_COMMANDS_AND_BREAKS = re.compile(rf"{_COMMANDS.pattern}|[\n\t]")
 # How a progress bar of tqdm, which libraries use, moves before it writes.
 _MOVES = re.compile(r"(?:[\n\r]|\x1b\[A)*\Z|\r?")
 
@@ -41,12 +35,6 @@ def shown(text: str, stream: IO[str], *, one_line: bool = False) -> str:
     one_line: newlines and tabs are written out too.
     """
     return visible(text, one_line=one_line) if is_terminal(stream) else text
-
-
-def visible(text: str, *, one_line: bool = False) -> str:
-    """`text` with every control character as Python writes it in a string."""
-    pattern = _COMMANDS_AND_BREAKS if one_line else _COMMANDS
-    return pattern.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def is_terminal(stream: IO[str]) -> bool:

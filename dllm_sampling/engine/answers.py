@@ -99,7 +99,7 @@ def check_canvases(who: str, answer: Any, given: Mapping[str, Any]) -> dict[str,
     """What `canvases` answered."""
     state: DecodingState = given["state"]
     if not isinstance(answer, Mapping) or not all(isinstance(name, str) for name in answer):
-        raise PluginError(f"{who} answered {described(answer)}; it must be a mapping of names to tokens.")
+        raise PluginError(f"{who} answered {shown(answer)}; it must be a mapping of names to tokens.")
     found = {}
     for name, value in answer.items():
         tokens = _tensor(f"{who}: canvas {name!r}", value, torch.long, tuple(state.tokens.shape), state)
@@ -113,7 +113,7 @@ def check_logits(who: str, answer: Any, given: Mapping[str, Any]) -> Tensor:
     """What `transform` answered, as float32."""
     observation: Observation = given["observation"]
     if not isinstance(answer, Tensor) or not answer.is_floating_point():
-        raise PluginError(f"{who} answered {described(answer)}; it must be floating-point logits.")
+        raise PluginError(f"{who} answered {shown(answer)}; it must be floating-point logits.")
     logits = _tensor(who, answer, answer.dtype, tuple(observation.logits.shape), given["state"])
     return logits.float()
 
@@ -131,7 +131,7 @@ def check_selected(who: str, answer: Any, given: Mapping[str, Any]) -> Tensor | 
     if isinstance(answer, Tensor):
         return _tensor(who, answer, torch.bool, shape, state)
     if not isinstance(answer, Decision):
-        raise PluginError(f"{who} answered {described(answer)}; it must be a bool tensor or a Decision.")
+        raise PluginError(f"{who} answered {shown(answer)}; it must be a bool tensor or a Decision.")
     _tensor(f"{who}: commit", answer.commit, torch.bool, shape, state)
     for name, dtype, wanted in (
         ("tokens", torch.long, shape),
@@ -172,23 +172,15 @@ CHECKS: dict[str, Callable[[str, Any, Mapping[str, Any]], Any]] = {
 }
 
 
-def described(value: object) -> str:
-    """A value in an error: a tensor by dtype and shape, anything else shortened."""
-    if isinstance(value, Tensor):
-        return f"a tensor {value.dtype} {list(value.shape)}"
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _instance(who: str, answer: Any, kind: type[T]) -> T:
     if not isinstance(answer, kind):
-        raise PluginError(f"{who} answered {described(answer)}; it must be a {kind.__name__}.")
+        raise PluginError(f"{who} answered {shown(answer)}; it must be a {kind.__name__}.")
     return answer
 
 
 def _flag(who: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise PluginError(f"{who} is {described(value)}; it must be True or False.")
+        raise PluginError(f"{who} is {shown(value)}; it must be True or False.")
 
 
 def _tensor(
@@ -204,7 +196,7 @@ def _tensor(
     if not fits:
         wanted = ["any" if size is None else size for size in shape]
         listed = ", ".join(str(size) for size in wanted)
-        raise PluginError(f"{who}: {described(value)}; it must be {dtype} [{listed}].")
+        raise PluginError(f"{who}: {shown(value)}; it must be {dtype} [{listed}].")
     if value.device != state.tokens.device:
         raise PluginError(f"{who}: a tensor on {value.device}; the canvas is on {state.tokens.device}.")
     found: Tensor = value
@@ -214,7 +206,7 @@ def _tensor(
 def _bounds(who: str, span: Any, length: int) -> tuple[int, int]:
     whole = isinstance(span, slice) and all(type(end) is int for end in (span.start, span.stop))
     if not whole or span.step not in (None, 1) or not 0 <= span.start < span.stop <= length:
-        raise PluginError(f"{who}: {described(span)}; it must be a slice of columns in [0, {length}).")
+        raise PluginError(f"{who}: {shown(span)}; it must be a slice of columns in [0, {length}).")
     return span.start, span.stop
 
 

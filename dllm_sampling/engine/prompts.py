@@ -206,7 +206,7 @@ def _within(ids: list[int], where: str, facts: ModelFacts) -> list[int]:
 # Canvases -------------------------------------------------------------------------------------------
 
 
-def with_targets(
+def canvases_to_generate(
     prompts: list[list[int]], gen_length: int, facts: ModelFacts, places: Sequence[int] | None = None
 ) -> list[Canvas]:
     """Each prompt followed by `gen_length` targets."""
@@ -242,7 +242,7 @@ def _refuse_too_long(length: int, where: str, gen_length: int, facts: ModelFacts
         )
 
 
-def to_fill(canvas: Any, targets: Any, facts: ModelFacts) -> list[Canvas]:
+def canvases_to_infill(canvas: Any, targets: Any, facts: ModelFacts) -> list[Canvas]:
     """Canvases to infill: `canvas` is a tensor or array `[batch, length]` of token ids or a list of rows.
 
     `targets`, in the same shape, are True (or 1) where a token is to be written; without them that is

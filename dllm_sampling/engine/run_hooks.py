@@ -12,9 +12,9 @@ import pluggy
 from torch import Tensor
 
 from dllm_sampling.config.sampler_settings import SamplerSettings
-from dllm_sampling.engine.answers import CHECKS, described
+from dllm_sampling.engine.answers import CHECKS
 from dllm_sampling.engine.own_hooks import OwnHooks, own_hooks
-from dllm_sampling.errors import PluginError, unknown_name
+from dllm_sampling.errors import PluginError, shown, unknown_name
 from dllm_sampling.plugins.blame import Blame
 from dllm_sampling.policies.class_checks import WRAP
 from dllm_sampling.policies.kinds import (
@@ -295,7 +295,7 @@ def _asked(policy: Policy, path: str, name: str, arguments: tuple[str, ...]) -> 
 
     def checked_each(answers: Any, given: tuple[Any, ...]) -> Any:
         if not isinstance(answers, list):
-            raise PluginError(f"{who} answered {described(answers)}; it must be a list of answers.")
+            raise PluginError(f"{who} answered {shown(answers)}; it must be a list of answers.")
         return [checked(answer, given) for answer in answers]
 
     if not name.startswith(WRAP):

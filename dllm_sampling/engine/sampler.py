@@ -149,7 +149,7 @@ class Sampler:
         facts = self.model.facts
         seed = whole("seed", seed)
         ids = prompting.encode(prompts, attention_mask, facts, chat_template)
-        canvases = prompting.with_targets(ids, gen_length, facts, places)
+        canvases = prompting.canvases_to_generate(ids, gen_length, facts, places)
         width = prompting.width(prompts, ids)
         return Run(self.settings, self.model, canvases, width, seed, self.settings.stop_at_eos)
 
@@ -169,5 +169,5 @@ class Sampler:
         Raises PromptError, naming the canvas, for what is none or has no target.
         """
         seed, stop_at_eos = whole("seed", seed), flag("stop_at_eos", stop_at_eos)
-        canvases = prompting.to_fill(canvas, targets, self.model.facts)
+        canvases = prompting.canvases_to_infill(canvas, targets, self.model.facts)
         return Run(self.settings, self.model, canvases, None, seed, stop_at_eos).finish()

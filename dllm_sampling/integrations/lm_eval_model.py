@@ -107,7 +107,7 @@ class SamplerLM(LM):  # type: ignore[misc]  # the harness carries no types
     def _decoded(self, contexts: Mapping[int, str], gen_length: int) -> Any:
         """Places and texts, a batch at a time, the longest prompts first."""
         ids = self._encoded(contexts)
-        canvases = prompts.with_targets(ids, gen_length, self._facts, list(contexts))
+        canvases = prompts.canvases_to_generate(ids, gen_length, self._facts, list(contexts))
         ordered = iter(prompts.longest_first(canvases))
         while batch := list(itertools.islice(ordered, self.config.sampler.batch_size)):
             places = [canvas.place for canvas in batch]

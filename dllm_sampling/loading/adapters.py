@@ -12,8 +12,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from dllm_sampling.backbones.published import read_json, shown
-from dllm_sampling.errors import CheckpointError, ConfigurationError
+from dllm_sampling.backbones.published import read_json
+from dllm_sampling.errors import CheckpointError, ConfigurationError, shown
 from dllm_sampling.loading.folder import checkpoint_folder
 
 

@@ -20,8 +20,8 @@ from transformers.utils import logging as transformers_logging
 from dllm_sampling.backbones import special_ids, weights
 from dllm_sampling.backbones.base import Backbone
 from dllm_sampling.backbones.execution import COMPILE_CHOICES, Compile
-from dllm_sampling.backbones.published import read_json, shown
-from dllm_sampling.errors import CheckpointError, ConfigurationError, unknown_name
+from dllm_sampling.backbones.published import read_json
+from dllm_sampling.errors import CheckpointError, ConfigurationError, shown, unknown_name
 from dllm_sampling.loading.adapters import merge_adapter
 from dllm_sampling.loading.folder import checkpoint_folder
 from dllm_sampling.loading.placement import device_of, dtype_of, placement, quantization_of

@@ -7,8 +7,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from dllm_sampling.backbones.published import shown
-from dllm_sampling.errors import CheckpointError, ConfigurationError
+from dllm_sampling.errors import CheckpointError, ConfigurationError, shown
 
 _FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "*.model")
 

@@ -13,8 +13,7 @@ from transformers import (
 from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.quantizers.auto import AutoQuantizationConfig
 
-from dllm_sampling.backbones.published import shown
-from dllm_sampling.errors import ConfigurationError, unknown_name
+from dllm_sampling.errors import ConfigurationError, shown, unknown_name
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 

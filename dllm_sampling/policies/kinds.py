@@ -291,12 +291,10 @@ class Score(Policy, ABC):
         scores = self.score(state, observation)
         wanted, own = observation.eligible, observation.log_confidence
         who = f"{type(self).__name__}.score"
-        if not isinstance(scores, Tensor):
-            raise PluginError(f"{who} answered {shown(scores)}; it must be a tensor.")
-        if not scores.is_floating_point() or scores.shape != wanted.shape or scores.device != wanted.device:
+        fits = isinstance(scores, Tensor) and scores.is_floating_point() and scores.shape == wanted.shape
+        if not fits or scores.device != wanted.device:
             raise PluginError(
-                f"{who} answered {scores.dtype} {list(scores.shape)} on {scores.device}; it must be floats "
-                f"{list(wanted.shape)} on {wanted.device}."
+                f"{who} answered {shown(scores)}; it must be floats {list(wanted.shape)} on {wanted.device}."
             )
         if scores is not own:  # NaN in the logits themselves is told by the engine
             broken = (scores.isnan() & wanted & ~own.isnan()).any()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from dllm_sampling.config.run_config import RunConfig
@@ -16,9 +16,9 @@ from dllm_sampling.study.records import SCHEMA_VERSION
 from dllm_sampling.tasks import Example, Task
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One sampler on one task with one model and one seed.
+@dataclass(frozen=True, kw_only=True)
+class CellFacts:
+    """One sampler on one task with one model and one seed: what a manifest says of it as plain data.
 
     id: a hash of all that determines the texts: the run with the content of the files it reads, the
         prompts, the checkpoint's files, the code of engine and policies, and the versions below them.
@@ -33,12 +33,18 @@ class Cell:
     task: str
     sampler: str
     seed: int
-    run: RunConfig
-    checker: Task
-    examples: int
-    examples_id: str
     source: int
     point: dict[str, Any]
+    examples: int
+    examples_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(CellFacts):
+    """A cell that can be run: with its run and its checker."""
+
+    run: RunConfig
+    checker: Task
 
     @property
     def title(self) -> str:
@@ -53,16 +59,7 @@ class Cell:
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain data, for the manifest."""
         return {
-            "id": self.id,
-            "checker_id": self.checker_id,
-            "model": self.model,
-            "task": self.task,
-            "sampler": self.sampler,
-            "seed": self.seed,
-            "source": self.source,
-            "point": self.point,
-            "examples": self.examples,
-            "examples_id": self.examples_id,
+            **{fact.name: getattr(self, fact.name) for fact in fields(CellFacts)},
             "batches": self.batches,
             "run": self.run.to_dict(),
             "checker": self.checker.model_dump(mode="json"),

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from dllm_sampling.errors import StudyError
-from dllm_sampling.study.cells import Cell
+from dllm_sampling.study.cells import Cell, CellFacts
 
 VERSION = 2
 
 _logger = logging.getLogger("dllm_sampling.study")
 
 
-class _Cell(BaseModel):
-    id: str
-    checker_id: str
-    model: str
-    task: str
-    sampler: str
-    seed: int
-    source: int
-    point: dict[str, Any]
-    examples: int
-    examples_id: str
+@dataclass(frozen=True, kw_only=True)
+class RecordedCell(CellFacts):
+    """A cell as a manifest holds it."""
+
     run: dict[str, Any]
 
 
@@ -42,7 +36,7 @@ class _Study(BaseModel):
 class _Manifest(BaseModel):
     version: int
     study: _Study
-    cells: list[_Cell]
+    cells: list[RecordedCell]
     runs: list[dict[str, Any]]
 
 

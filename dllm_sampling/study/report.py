@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from dllm_sampling.errors import visible
 from dllm_sampling.study import metrics, plots
 from dllm_sampling.study import text as text_of
 from dllm_sampling.study.metrics import METRICS, Estimate, Metric, Row
@@ -28,7 +29,7 @@ _DIFFERENCE = next(metric for metric in METRICS if metric.name == "accuracy_diff
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One cell of the table: what is shown, what it is sorted by, and the interval."""
 
     text: str
@@ -42,7 +43,7 @@ class Line:
     """One line of the table with what unfolds below it."""
 
     row: Row
-    cells: list[Cell]
+    cells: list[TableCell]
     config: str
     answers: list[dict[str, Any]]
 
@@ -133,7 +134,7 @@ _TEX_MARKS: dict[str, Any] = {
 
 def _finalized(value: Any) -> Any:
     """What a template shows: control characters as escapes, but for what is markup already."""
-    return text_of.visible(value) if type(value) is str else value
+    return visible(value) if type(value) is str else value
 
 
 def _section(results: Results, model: str, task: str) -> Section:
@@ -171,31 +172,31 @@ def _section(results: Results, model: str, task: str) -> Section:
     )
 
 
-def _cells(row: Row, published: Sequence[Metric]) -> list[Cell]:
-    cells = [Cell(row.sampler, row.sampler)]
+def _cells(row: Row, published: Sequence[Metric]) -> list[TableCell]:
+    cells = [TableCell(row.sampler, row.sampler)]
     for metric in _SHOWN:
         note = metrics.NO_DIFFERENCE if row.verdict(metric) == metrics.NO_DIFFERENCE else ""
         cells.append(_cell(row.estimates.get(metric.name), metric, note))
     cells.append(_cell(row.estimates.get(_DIFFERENCE.name), _DIFFERENCE, row.verdict(_DIFFERENCE)))
     if math.isnan(row.p_value):
-        cells.append(Cell("", math.inf))
+        cells.append(TableCell("", math.inf))
     else:
-        cells.append(Cell(f"{row.p_value:.2g}", row.p_value, f"[{row.p_adjusted:.2g}]"))
+        cells.append(TableCell(f"{row.p_value:.2g}", row.p_value, f"[{row.p_adjusted:.2g}]"))
     figures = row.published or {}
     for metric in published:
         value = figures.get(metric.name)
         cells.append(
-            Cell("", -math.inf)
+            TableCell("", -math.inf)
             if value is None
-            else Cell(shown(value, metric), value, note=str(figures["source"]))
+            else TableCell(shown(value, metric), value, note=str(figures["source"]))
         )
     return cells
 
 
-def _cell(estimate: Estimate | None, metric: Metric, note: str) -> Cell:
+def _cell(estimate: Estimate | None, metric: Metric, note: str) -> TableCell:
     if estimate is None:
-        return Cell("", -math.inf)
-    return Cell(shown(estimate.value, metric), estimate.value, _interval(estimate, metric), note)
+        return TableCell("", -math.inf)
+    return TableCell(shown(estimate.value, metric), estimate.value, _interval(estimate, metric), note)
 
 
 def shown(value: float, metric: Metric) -> str:

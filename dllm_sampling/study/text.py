@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import re
 
-# Characters that are obeyed rather than shown: C0, DEL, C1, other line ends, marks that turn the direction
-# of reading, and halves of surrogate pairs, which no file can hold.
+from dllm_sampling.errors import visible
+
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
-_DIRECTION = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
-_OBEYED = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029{_DIRECTION}\ud800-\udfff]")
 _BREAKS = re.compile(f"[{_LINE_ENDS}\t\ud800-\udfff]")
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|~$&!]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.|@")
 # What begins a heading, a list or a rule; the number of a list keeps its digits.
@@ -25,14 +23,9 @@ _LATEX = {
 }  # fmt: skip
 
 
-def visible(text: str) -> str:
-    r"""The text with control characters as escapes such as `\x1b`; line ends (`\n`) and tabs stay."""
-    return _OBEYED.sub(_escape, text)
-
-
 def one_line(text: str) -> str:
-    """`visible`, and line ends and tabs are escapes too: for tables, headings and a log's lines."""
-    return _BREAKS.sub(_escape, _OBEYED.sub(_escape, text))
+    """The text with control characters, line ends and tabs as escapes: for tables and logs."""
+    return visible(text, one_line=True)
 
 
 def unbroken(text: str) -> str:

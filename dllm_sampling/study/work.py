@@ -157,7 +157,7 @@ class Worker:
                         f"the prompt holds half a surrogate pair, \\u{ord(half[0]):x}, which is no character."
                     )
                 ids = prompts.encode([example.prompt], None, facts, cell.run.chat_template)
-                canvases += prompts.with_targets(ids, cell.run.gen_length, facts)
+                canvases += prompts.canvases_to_generate(ids, cell.run.gen_length, facts)
         numbered = [replace(canvas, index=place) for place, canvas in enumerate(canvases)]
         return [canvas.index for canvas in prompts.longest_first(numbered)]
 

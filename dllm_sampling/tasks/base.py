@@ -5,13 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from dllm_sampling.policies.named import Named
-
-Prompt: TypeAlias = "str | Sequence[Mapping[str, Any]]"
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Example:
         data: What else the checker needs.
     """
 
-    prompt: Prompt
+    prompt: str | Sequence[Mapping[str, Any]]
     answer: str
     data: Mapping[str, Any] = field(default_factory=dict)
 
