@@ -44,7 +44,7 @@ class FromTheEnd(Observer):
     name: ClassVar[str] = "from_the_end"
 
     def weight(self, observation):
-        return observation.positions.float()
+        return observation.positions.columns.float()
 
 class Inverted(Wrapper):
     """Turns all weights round. Source: ours."""

@@ -136,7 +136,7 @@ def test_a_plugin_offers_scores(tmp_path):
         "        return observation.positions.columns.float()\n"
         "def register():\n    return [Backwards]\n"
     )
-    found = load("strategies,caches,mine", str(tmp_path), strict=True)
+    found = load("strategies,caches,mine", [str(tmp_path)], strict=True)
     assert "backwards" in found.names("score")
     result = decoded({"name": "fixed_k"}, found.get("score", "backwards")(), stop_at_eos=False)
     assert result.forward_of_position.tolist() == [list(range(11, -1, -1))] * 3

@@ -256,7 +256,7 @@ def _hook_methods(
                 f"{who} ({path}): a policy of this kind does not answer {name}; its hooks are {answered}. "
                 "Methods that begin with wrap_ are a Wrapper's."
             )
-        if held and hook not in ANSWERED_WHEN_HELD:
+        if held and hook not in ANSWERED_WHEN_HELD and hook not in own:
             continue
         methods[name] = _bridged(policy, path, name, own.get(hook) or getattr(RunSpec, hook))
     return methods
@@ -306,6 +306,8 @@ def _asked(policy: Policy, path: str, name: str, arguments: tuple[str, ...]) -> 
 
         return ask
 
+    if not inspect.isgeneratorfunction(method):  # told when the class is made, where the hook is the engine's
+        raise PluginError(f"{who} must be a generator with one yield, which gives it what it wraps.")
     wrapped = getattr(RunSpec, name.removeprefix(WRAP), None)
     check_answer = checked if check is None or _is_first_result(wrapped) else checked_each
 
