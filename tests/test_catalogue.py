@@ -130,7 +130,7 @@ def test_entropy_threshold_is_its_formula(data, threshold):
 def test_local_leap_is_its_formula(data, threshold, relaxed, radius):
     values, masked = data
     relaxed = min(relaxed, threshold)
-    policy = LocalLeap(threshold=threshold, relaxed=relaxed, radius=radius)
+    policy = LocalLeap(threshold=threshold, relaxed_threshold=relaxed, radius=radius)
     chosen, c, _ = picked(policy, values, masked)
     for row, open_ in rows(values, masked):
         assume(all(min(abs(float(c[row, i]) - t) for t in (threshold, relaxed)) > BAND for i in open_))
@@ -142,7 +142,7 @@ def test_local_leap_is_its_formula(data, threshold, relaxed, radius):
 @given(observations(), st.floats(0.1, 1.0))
 def test_local_leap_with_one_threshold_is_the_threshold(data, threshold):
     values, masked = data
-    chosen, _, _ = picked(LocalLeap(threshold=threshold, relaxed=threshold), values, masked)
+    chosen, _, _ = picked(LocalLeap(threshold=threshold, relaxed_threshold=threshold), values, masked)
     _, observation = observe(values, masked=masked)
     assert torch.equal(chosen, (observation.log_confidence >= math.log(threshold)) & masked)
 
@@ -151,7 +151,7 @@ def test_local_leap_with_one_threshold_is_the_threshold(data, threshold):
 def test_hierarchy_is_its_formula(data, threshold, low):
     values, masked = data
     low = min(low, threshold)
-    chosen, c, _ = picked(Hierarchy(threshold=threshold, low=low), values, masked)
+    chosen, c, _ = picked(Hierarchy(threshold=threshold, low_threshold=low), values, masked)
     for row, open_ in rows(values, masked):
         scores = [float(c[row, i]) for i in open_]
         assume(all(min(abs(x - threshold), abs(x - low)) > BAND for x in scores))
@@ -506,7 +506,7 @@ def test_refreshes_by_forwards_do_not_follow_another_rows_commits(cache):
             {"name": "early_commit", "policy": "fixed_k", "answer_length": 3},
             "without answer_start",
         ),
-        ("unmasking", {"name": "sched", "policy": "fixed_k", "k": 2.0}, "on schedule='cosine'"),
+        ("unmasking", {"name": "sched", "policy": "fixed_k", "tau_k": 2.0}, "on schedule='cosine'"),
         ("cache", {"name": "suffix_window", "policy": "dual", "scale": 3.0}, "without decay"),
     ],
 )
@@ -529,7 +529,7 @@ def test_what_a_held_policy_decides_besides_is_kept(name):
             return Decision(top_k(observation.log_confidence, observation.eligible, 1), finish=end)
 
     held = {"early_commit": EarlyCommit(policy=Ending(), gaps=(1e9, 1e9, 1e9)),
-            "sched": SchED(policy=Ending(), high=1e9, low=1e9)}[name]  # fmt: skip
+            "sched": SchED(policy=Ending(), tau_high=1e9, tau_low=1e9)}[name]  # fmt: skip
     assert Sampler(tiny_model(), unmasking=held).generate(prompts_of([4, 9]), 24).forwards == 3
 
 

@@ -190,10 +190,10 @@ def test_an_integer_is_fine_where_a_float_is_asked_for_and_not_the_reverse():
 
 
 CONTRADICTIONS = [
-    ("unmasking", {"name": "hierarchy", "low": 0.9, "threshold": 0.5}, "low=0.9 must not be above threshold=0.5"),
-    ("unmasking", {"name": "local_leap", "relaxed": 0.95}, "relaxed=0.95 must not be above threshold=0.9"),
-    ("unmasking", {"name": "sched", "policy": "factor", "high": 1.0}, "low=2.5 must not be above high=1.0"),
-    ("unmasking", {"name": "sched", "policy": "factor", "k": 2.0}, "k=2.0 has no effect"),
+    ("unmasking", {"name": "hierarchy", "low_threshold": 0.9, "threshold": 0.5}, "low_threshold=0.9 must not be above threshold=0.5"),
+    ("unmasking", {"name": "local_leap", "relaxed_threshold": 0.95}, "relaxed_threshold=0.95 must not be above threshold=0.9"),
+    ("unmasking", {"name": "sched", "policy": "factor", "tau_high": 1.0}, "tau_low=2.5 must not be above tau_high=1.0"),
+    ("unmasking", {"name": "sched", "policy": "factor", "tau_k": 2.0}, "tau_k=2.0 has no effect"),
     ("unmasking", {"name": "early_commit", "policy": "factor", "borders": [0.7, 0.3]}, r"borders=\(0.7, 0.3\)"),
     ("unmasking", {"name": "early_commit", "policy": "factor", "borders": [0.3, 1.3]}, "less than or equal to 1"),
     ("unmasking", {"name": "fixed_k", "k": 2, "steps": 3}, "k or steps, not both"),
@@ -210,9 +210,12 @@ def test_settings_that_contradict_each_other_or_have_no_effect(kind, value, mess
 
 def test_settings_at_their_limits_are_taken():
     for kind, value in (
-        ("unmasking", {"name": "hierarchy", "low": 0.5, "threshold": 0.5}),
-        ("unmasking", {"name": "local_leap", "relaxed": 0.9}),
-        ("unmasking", {"name": "local_leap", "relaxed": 0.5, "radius": 0}),  # where a study varies the radius
+        ("unmasking", {"name": "hierarchy", "low_threshold": 0.5, "threshold": 0.5}),
+        ("unmasking", {"name": "local_leap", "relaxed_threshold": 0.9}),
+        (
+            "unmasking",
+            {"name": "local_leap", "relaxed_threshold": 0.5, "radius": 0},
+        ),  # where a study varies the radius
         ("unmasking", {"name": "early_commit", "policy": "factor", "borders": [0, 1], "gaps": [2, 2, 0]}),
         ("schedule", {"name": "sliding", "longest": 32}),
         ("sampling", {"top_p": 0.9, "confidence": "filtered"}),
@@ -275,7 +278,11 @@ def test_hints_follow_the_chosen_policies(tmp_path):
     chosen = {
         "sampler": {"unmasking": {"name": "with_budget", "k": 2, "policy": "klass"}, "transforms": ["credit"]}
     }
-    for key, place in (("kl", "unmasking.policy.kl"), ("alpha", "transforms.0.alpha"), ("k", "unmasking.k")):
+    for key, place in (
+        ("kl_threshold", "unmasking.policy.kl_threshold"),
+        ("alpha", "transforms.0.alpha"),
+        ("k", "unmasking.k"),
+    ):
         with pytest.raises(ConfigurationError, match=f"Did you mean '{place}'"):
             RunConfig.of(chosen, overrides=[f"{key}=1"])
     for text, message in (

@@ -58,10 +58,10 @@ STATELESS = {
     "entropy_bound": lambda p: EntropyBound(gamma=p["gamma"]),
     "entropy_threshold": lambda p: EntropyThreshold(threshold=p["threshold"]),
     "local_leap": lambda p: LocalLeap(
-        threshold=p["threshold"], relaxed=p["relaxed_threshold"], radius=p["radius"]
+        threshold=p["threshold"], relaxed_threshold=p["relaxed_threshold"], radius=p["radius"]
     ),
     "hierarchy": lambda p: Hierarchy(
-        threshold=1.0 if p["threshold"] is None else p["threshold"], low=p["low_threshold"] or 0.0
+        threshold=1.0 if p["threshold"] is None else p["threshold"], low_threshold=p["low_threshold"] or 0.0
     ),
 }
 
@@ -157,7 +157,7 @@ class Told(UnmaskingPolicy):
 def run_of(model, tokens, targets, **settings):
     """The steps of one canvas, to its end."""
     facts = model.facts
-    canvases = prompts.to_fill([tokens], [targets], facts)
+    canvases = prompts.canvases_to_infill([tokens], [targets], facts)
     settings = Sampler(model, batch_size=1, stop_at_eos=False, **settings).settings
     return Run(settings, model, canvases, None, 0, False)
 
@@ -197,7 +197,7 @@ def test_klass_decides_as_recorded():
         rule = {
             "name": "klass",
             "threshold": p["conf_threshold"],
-            "kl": p["kl_threshold"],
+            "kl_threshold": p["kl_threshold"],
             "history": p["history"],
         }
         per_step = -(-sum(case["masked"]) // p["steps"])
@@ -287,7 +287,7 @@ def test_sched_exits_as_recorded():
         commits = tuple(() if s["exit"] else tuple(s["commit"]) for s in case["steps"])
         rule = SchED(
             policy=Told(commits=commits), schedule=modes.get(p["tau_mode"], p["tau_mode"]),
-            high=p["tau_high"], low=p["tau_low"], k=p["tau_k"], steps=p["steps"],
+            tau_high=p["tau_high"], tau_low=p["tau_low"], tau_k=p["tau_k"], steps=p["steps"],
         )  # fmt: skip
         run = run_of(
             Script([whole(s)[None] for s in case["steps"]]), [0] * len(case["masked"]), case["masked"],
@@ -309,7 +309,7 @@ def test_saber_decides_as_recorded():
         if p["block_length"] != p["gen_length"]:
             continue  # the published code takes back in earlier blocks too
         settings = {
-            "unmasking": {"name": "saber", "least": p["n"], "divisor": p["remask_divisor"]},
+            "unmasking": {"name": "saber", "least": p["n"], "remask_divisor": p["remask_divisor"]},
             "schedule": "whole_canvas",
         }
         found, final = replayed(case, p["gen_length"], settings, whole)
@@ -392,7 +392,7 @@ def test_dilated_decides_as_recorded_until_the_published_code_drops_what_it_skip
         if p["base_skip"] != 1 or p["base"] < 2:
             continue
         settings = {
-            "unmasking": {"name": "dilated", "base": p["base"], "skip": p["confidence_threshold"]},
+            "unmasking": {"name": "dilated", "base": p["base"], "threshold": p["confidence_threshold"]},
             "schedule": {"name": "fixed_blocks", "block_length": p["block"]},
         }
         padding = [case["steps"][-1]] * 40  # ours comes back to skipped positions

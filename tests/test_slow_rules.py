@@ -144,7 +144,7 @@ def test_local_leap(run, bound, relaxed, radius):
         near = {i for i in near if any(abs(row.positions[i] - row.positions[a]) <= radius for a in anchors)}
         return anchors | near
 
-    walk(run, LocalLeap(threshold=bound, relaxed=relaxed, radius=radius), expected)
+    walk(run, LocalLeap(threshold=bound, relaxed_threshold=relaxed, radius=radius), expected)
 
 
 @given(settings_of_a_run(), st.floats(0.5, 1.0), st.floats(0.0, 0.5))
@@ -164,7 +164,7 @@ def test_hierarchy(run, high, low):
                 chosen.add(i)
         return chosen or ranked(row.may, row.log_c)[:1]
 
-    walk(run, Hierarchy(threshold=high, low=low), expected)
+    walk(run, Hierarchy(threshold=high, low_threshold=low), expected)
 
 
 def picked(policy, values, masked=None):
@@ -182,9 +182,9 @@ def test_hierarchy_takes_the_best_of_every_run_and_of_no_other():
     rest = (1 - c) / 2
     values = torch.stack([c, rest, rest, torch.zeros(6)], 1).log()
     masked = [True, True, False, True, True, True]
-    assert picked(Hierarchy(threshold=0.9, low=0.4), values, masked) == [1, 3]
+    assert picked(Hierarchy(threshold=0.9, low_threshold=0.4), values, masked) == [1, 3]
     # Above `low`, not at it; then the best of all.
-    assert picked(Hierarchy(threshold=0.9, low=0.7), values, masked) == [1]
+    assert picked(Hierarchy(threshold=0.9, low_threshold=0.7), values, masked) == [1]
 
 
 # Candidates of probability 1/2, exactly, and of entropy ln 2 and 0.
@@ -196,14 +196,14 @@ CERTAIN = torch.tensor([0.0, -torch.inf, -torch.inf, -torch.inf])
     ("policy", "taken"),
     [
         (ConfidenceThreshold(threshold=0.5), [0, 1, 2]),  # at least
-        (LocalLeap(threshold=0.5, relaxed=0.5), [0, 1, 2]),
-        (LocalLeap(threshold=1.0, relaxed=0.5, radius=1), [0, 1]),
-        (LocalLeap(threshold=1.0, relaxed=0.5, radius=2), [0, 1, 2]),
-        (LocalLeap(threshold=1.0, relaxed=0.5, radius=0), [0]),
-        (Hierarchy(threshold=1.0, low=1.0), [0]),  # above: the best of all
-        (Hierarchy(threshold=0.5, low=0.5), [0]),
-        (Hierarchy(threshold=0.5, low=0.4), [0]),
-        (Dilated(skip=0.5), [0, 1, 2]),
+        (LocalLeap(threshold=0.5, relaxed_threshold=0.5), [0, 1, 2]),
+        (LocalLeap(threshold=1.0, relaxed_threshold=0.5, radius=1), [0, 1]),
+        (LocalLeap(threshold=1.0, relaxed_threshold=0.5, radius=2), [0, 1, 2]),
+        (LocalLeap(threshold=1.0, relaxed_threshold=0.5, radius=0), [0]),
+        (Hierarchy(threshold=1.0, low_threshold=1.0), [0]),  # above: the best of all
+        (Hierarchy(threshold=0.5, low_threshold=0.5), [0]),
+        (Hierarchy(threshold=0.5, low_threshold=0.4), [0]),
+        (Dilated(threshold=0.5), [0, 1, 2]),
         (EntropyThreshold(threshold=0.0), [0]),  # at most
         (EntropyBound(gamma=0.0), [0, 1]),
         (Frechet(delta=0.0), [0]),  # 1 + 1/2 - 1 is not more than 1 - 1/2
@@ -460,7 +460,7 @@ def test_dilated(run, base, skip):
                 chosen.add(i)
         return chosen
 
-    walk(run, Dilated(base=base, skip=skip), expected)
+    walk(run, Dilated(base=base, threshold=skip), expected)
 
 
 @given(
@@ -513,7 +513,7 @@ def test_klass(run, bound, kl, history):
         memory["before"], memory["counts"] = now, stable
         return {i for i in row.may if stable[row.positions[i]] >= history and sure(row.c(i), bound) > bound}
 
-    walk(run, Klass(threshold=bound, kl=kl, history=history), expected)
+    walk(run, Klass(threshold=bound, kl_threshold=kl, history=history), expected)
 
 
 @given(settings_of_a_run(), st.integers(1, 4), st.integers(1, 4))
@@ -537,7 +537,7 @@ def test_saber(run, least, divisor):
         taken = set(ranked(among, lambda i: round(drop[i], 9))[:back])
         return commit - taken, {i for i in taken if row.committed[i]}
 
-    walk(run, Saber(least=least, divisor=divisor), expected)
+    walk(run, Saber(least=least, remask_divisor=divisor), expected)
 
 
 @given(
@@ -649,8 +649,10 @@ def test_sched(run, schedule, high, low, stable, total):
             settled = settled and before is not None and all(before.get(p) == best[p] for p in at)
         return set(row.may) if settled else one(row, None)
 
-    rate = {"k": 3.0} if schedule == "exponential" else {}
-    policy = SchED(policy=FixedK(), schedule=schedule, high=high, low=low, stable=stable, steps=total, **rate)
+    rate = {"tau_k": 3.0} if schedule == "exponential" else {}
+    policy = SchED(
+        policy=FixedK(), schedule=schedule, tau_high=high, tau_low=low, stable=stable, steps=total, **rate
+    )
     walk(run, policy, expected)
 
 

@@ -15,13 +15,13 @@ class Dilated(UnmaskingPolicy):
     """Commit a block in about log2 of its length rounds, positions far apart first.
 
     The rounds are fixed by position alone: strides B/base, B/base^2, ..., 1. Members of a round less
-    confident than `skip` wait for the next one; the last round commits whatever is left. A round may
-    commit nothing.
+    confident than `threshold` wait for the next one; the last round commits whatever is left. A round
+    may commit nothing.
     """
 
     name: ClassVar[str] = "dilated"
     rule: ClassVar[str] = (
-        "in round r commit {k : k mod s_r = 0 and c_k >= skip} with s_r = floor(s_{r-1} / base); a last\n"
+        "in round r commit {k : k mod s_r = 0 and c_k >= threshold}, s_r = floor(s_{r-1} / base); a last\n"
         "round smaller than the one before is merged into it."
     )
     sources: ClassVar[tuple[Source, ...]] = (
@@ -38,7 +38,9 @@ class Dilated(UnmaskingPolicy):
         "the confidences",
     )
     base: int = Field(2, ge=2, description="Ratio of the strides of two rounds.")
-    skip: float = Field(0.3, ge=0, le=1, description="Least confidence of a position to commit in its round.")
+    threshold: float = Field(
+        0.3, ge=0, le=1, description="Least confidence of a position to commit in its round."
+    )
 
     def idle_steps(self, targets: int) -> int:
         return targets
@@ -56,7 +58,7 @@ class Dilated(UnmaskingPolicy):
         place = (observation.positions.columns - memory["start"]) % memory["length"]
         due: Tensor = memory["round"].gather(1, place) <= clock
         last: Tensor = clock >= memory["round"].amax(1, keepdim=True)
-        return (due & (observation.log_confidence >= log_of(self.skip))) | last
+        return (due & (observation.log_confidence >= log_of(self.threshold))) | last
 
 
 def dilated_rounds(length: Tensor, width: int, base: int) -> Tensor:

@@ -17,11 +17,13 @@ class Hierarchy(UnmaskingPolicy):
     """Commit the confident, and the best of every run of open positions: divide and conquer.
 
     A run is a maximal row of adjacent open positions in the region; its most confident one is committed
-    above `low`, which splits the run, and every other one above `threshold`.
+    above `low_threshold`, which splits the run, and every other one above `threshold`.
     """
 
     name: ClassVar[str] = "hierarchy"
-    rule: ClassVar[str] = "commit {c_i > threshold} and {argmax of a run : c_i > low}, or the best of all."
+    rule: ClassVar[str] = (
+        "commit {c_i > threshold} and {argmax of a run : c_i > low_threshold}, or the best of all."
+    )
     sources: ClassVar[tuple[Source, ...]] = (
         Source("Hierarchy-dLLM", "whose remasking variant is not built", openreview="ZsIQUjQtdW"),
         Source(
@@ -32,20 +34,20 @@ class Hierarchy(UnmaskingPolicy):
     )
     needs: ClassVar[tuple[str, ...]] = ("the confidences and which positions adjoin",)
     threshold: float = Field(0.9, gt=0, le=1, description="Above it every position is committed.")
-    low: float = Field(
+    low_threshold: float = Field(
         0.4, ge=0, le=1, description="Above it the best of a run is committed; at most `threshold`."
     )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        self.refuse_above("low", "threshold")
+        self.refuse_above("low_threshold", "threshold")
         return self
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
         eligible, score = observation.eligible, observation.log_confidence
         best = self._best_of_runs(observation.positions.columns, eligible, score)
         sure = score > math.log(self.threshold)
-        likely = score > log_of(self.low)
+        likely = score > log_of(self.low_threshold)
         return or_the_best(sure | (best & likely), score, eligible)
 
     @staticmethod

@@ -14,13 +14,15 @@ from dllm_sampling import DecodingState, Observation, Source, UnmaskingPolicy, l
 class Klass(UnmaskingPolicy):
     """Commit what is confident and has been stable: prediction and distribution stayed as they were.
 
-    Stable is a position whose last `history` divergences KL(p_t || p_{t-1}) were all below `kl`. Where
-    nothing is ready the engine commits the most confident position; for the published fallback to a
-    larger budget write `first_of` with `klass` and `fixed_k`.
+    Stable is a position whose last `history` divergences KL(p_t || p_{t-1}) were all below
+    `kl_threshold`. Where nothing is ready the engine commits the most confident position; for the
+    published fallback to a larger budget write `first_of` with `klass` and `fixed_k`.
     """
 
     name: ClassVar[str] = "klass"
-    rule: ClassVar[str] = "commit {i : c_i > threshold and KL_i < kl in each of the last `history` forwards}."
+    rule: ClassVar[str] = (
+        "commit {i : c_i > threshold and KL_i < kl_threshold in each of the last `history` forwards}."
+    )
     sources: ClassVar[tuple[Source, ...]] = (
         Source(
             "KLASS",
@@ -33,7 +35,9 @@ class Klass(UnmaskingPolicy):
         "the previous distributions, which it keeps: region x vocabulary floats a row",
     )
     threshold: float = Field(0.9, ge=0, lt=1, description="Least confidence of a position to commit.")
-    kl: float = Field(0.01, gt=0, description="Divergence below which a step counts as stable, in nats.")
+    kl_threshold: float = Field(
+        0.01, gt=0, description="Divergence below which a step counts as stable, in nats."
+    )
     history: int = Field(2, ge=1, description="Steps that must have been stable.")
 
     def select(self, state: DecodingState, observation: Observation) -> Tensor:
@@ -45,7 +49,7 @@ class Klass(UnmaskingPolicy):
             before = realigned(memory["before"], memory["positions"], positions, torch.nan)
             count = realigned(memory["stable"], memory["positions"], positions, 0)
             terms = (now.exp() * (now - before)).masked_fill(now == -torch.inf, 0.0)
-            stable = (count + 1) * (terms.sum(-1) < self.kl)
+            stable = (count + 1) * (terms.sum(-1) < self.kl_threshold)
         memory["before"], memory["stable"], memory["positions"] = now, stable, positions
         sure = observation.log_confidence > log_of(self.threshold)
         return sure & (stable >= self.history)

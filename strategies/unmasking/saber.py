@@ -21,7 +21,7 @@ class Saber(UnmaskingPolicy):
     name: ClassVar[str] = "saber"
     rule: ClassVar[str] = (
         "commit S = {c_i > mean F} or the top n; with m = max(n, |S|) remask the\n"
-        "min(max(n // 2, ceil(m / divisor)), m - 1) of least c_i(t) - c_i(t - 1)."
+        "min(max(n // 2, ceil(m / remask_divisor)), m - 1) of least c_i(t) - c_i(t - 1)."
     )
     sources: ClassVar[tuple[Source, ...]] = (
         Source(
@@ -33,7 +33,7 @@ class Saber(UnmaskingPolicy):
     )
     needs: ClassVar[tuple[str, ...]] = ("predictions at committed positions", "remasking")
     least: int = Field(2, ge=1, description="Positions committed at least; n.")
-    divisor: int = Field(8, ge=1, description="Commits for each position taken back.")
+    remask_divisor: int = Field(8, ge=1, description="Commits for each position taken back.")
 
     def begin(self, state: DecodingState, facts: ModelFacts) -> None:
         memory = state.memory(self)
@@ -52,7 +52,7 @@ class Saber(UnmaskingPolicy):
         memory["at_commit"] = positions.put(memory["at_commit"], confidence, commit)
 
         count = commit.sum(1).clamp_min(self.least)
-        back = (-(-count // self.divisor)).clamp_min(self.least // 2).minimum(count - 1)
+        back = (-(-count // self.remask_divisor)).clamp_min(self.least // 2).minimum(count - 1)
         filled = (observation.masked & ~commit).sum(1) == 0  # nothing is taken back from a full block
         taken = top_k(-drop, commit | observation.committed, back.masked_fill(filled, 0))
         # What would be committed and masked in one step stays masked.

@@ -41,9 +41,9 @@ class SchED(UnmaskingPolicy):
     needs: ClassVar[tuple[str, ...]] = ("logits and the last candidates", "the row's clock", "another policy")
     policy: NestedUnmaskingPolicy = Field(description="What commits until then.")
     schedule: Literal["cosine", "linear", "exponential"] = Field("cosine", description="How tau falls.")
-    high: float = Field(7.5, ge=0, description="Gap asked for at the start.")
-    low: float = Field(2.5, ge=0, description="Gap asked for at the end; at most `high`.")
-    k: float = Field(4.0, gt=0, description="Rate of the exponential schedule.")
+    tau_high: float = Field(7.5, ge=0, description="Gap asked for at the start.")
+    tau_low: float = Field(2.5, ge=0, description="Gap asked for at the end; at most `tau_high`.")
+    tau_k: float = Field(4.0, gt=0, description="Rate of the exponential schedule.")
     stable: bool = Field(True, description="Whether no candidate may have changed.")
     steps: int | None = Field(
         None, ge=2, description="Steps that count as the whole; none takes the share of targets committed."
@@ -51,8 +51,8 @@ class SchED(UnmaskingPolicy):
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> Self:
-        self.refuse_without_effect("k", self.schedule != "exponential", f"on schedule={self.schedule!r}")
-        self.refuse_above("low", "high")
+        self.refuse_without_effect("tau_k", self.schedule != "exponential", f"on schedule={self.schedule!r}")
+        self.refuse_above("tau_low", "tau_high")
         return self
 
     def idle_steps(self, targets: int) -> int:
@@ -77,7 +77,7 @@ class SchED(UnmaskingPolicy):
 
     def _tau(self, progress: Tensor) -> Tensor:
         if self.schedule == "linear":
-            return self.high + (self.low - self.high) * progress
+            return self.tau_high + (self.tau_low - self.tau_high) * progress
         if self.schedule == "cosine":
-            return self.low + (self.high - self.low) * (1 + (math.pi * progress).cos()) / 2
-        return self.low + (self.high - self.low) * (-self.k * progress).exp()
+            return self.tau_low + (self.tau_high - self.tau_low) * (1 + (math.pi * progress).cos()) / 2
+        return self.tau_low + (self.tau_high - self.tau_low) * (-self.tau_k * progress).exp()
