@@ -43,6 +43,10 @@ class CommitRefresh(CachePolicy):
     policy: NestedCachePolicy = Field(description="The cache policy between refreshes.")
     commits: int = Field(32, ge=1, description="Commits from one refresh of a row to the next.")
 
+    @property
+    def exact(self) -> bool:
+        return self.policy.exact
+
     def begin(self, state: DecodingState, facts: ModelFacts) -> None:
         memory = state.memory(self)
         memory["commits"] = memory["refreshes"] = torch.zeros_like(state.row_steps)

@@ -38,6 +38,10 @@ class WarmUp(CachePolicy):
     policy: NestedCachePolicy = Field(description="The cache policy afterwards.")
     forwards: int = Field(4, ge=1, description="A row's first forwards of a run, all refreshes.")
 
+    @property
+    def exact(self) -> bool:
+        return self.policy.exact
+
     def plan_forward(self, state: DecodingState, region: Region) -> ForwardPlan:
         return self.policy.plan_forward(state, region).with_rows_refreshed(state, self._due(state))
 

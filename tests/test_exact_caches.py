@@ -5,18 +5,32 @@ from __future__ import annotations
 from typing import ClassVar
 
 import pytest
-from dllm_sampling.caches import Delayed, DualCache, EntropyRefresh, IntervalRefresh, PrefixCache, Windowed
+from dllm_sampling.caches import (
+    CommitRefresh,
+    Delayed,
+    DualCache,
+    EntropyRefresh,
+    IntervalRefresh,
+    PrefixCache,
+    WarmUp,
+    Windowed,
+)
 
 from dllm_sampling import registry
-from dllm_sampling.testing import CachePolicyConformance
+from dllm_sampling.testing import CachePolicyConformance, tiny_model
 
-CHECK = CachePolicyConformance().test_what_it_calls_exact_is_exact
+
+def check(policy):
+    """The check of the suite, on the model that the suite gives."""
+    CachePolicyConformance().test_what_it_calls_exact_is_exact(policy, tiny_model())
+
+
 LIARS = [
     (DualCache, {}),
     (PrefixCache, {}),
     (EntropyRefresh, {"threshold": 1000.0}),
     (Delayed, {"interval": 2}),
-    (Windowed, {"interval": 2}),
+    (Windowed, {"left": 2, "right": 2}),
     (IntervalRefresh, {"interval": 2}),
 ]
 
@@ -29,7 +43,7 @@ def test_a_false_claim_fails(cls, settings):
 
     given = {"policy": "dual"} if cls is IntervalRefresh else {}
     with pytest.raises(AssertionError, match="says that it is exact, and decodes to other tokens"):
-        CHECK(Liar(**given))
+        check(Liar(**given))
 
 
 def test_a_claim_of_one_instance_is_held_to_as_well():
@@ -41,13 +55,14 @@ def test_a_claim_of_one_instance_is_held_to_as_well():
             return True
 
     with pytest.raises(AssertionError, match="says that it is exact"):
-        CHECK(Liar())
+        check(Liar())
 
 
 @pytest.mark.parametrize("name", registry().classes("cache"))
 def test_what_ships_says_the_truth(name):
-    given = {"policy": "dual"} if name in ("interval", "suffix_window") else {}
-    CHECK(registry().get("cache", name)(**given))
+    held = "policy" in registry().get("cache", name).model_fields
+    given = {"policy": "dual"} if held else {}
+    check(registry().get("cache", name)(**given))
 
 
 def test_exactness_follows_the_settings():
@@ -57,8 +72,11 @@ def test_exactness_follows_the_settings():
             registry().get("cache", "none")(),
             Delayed(interval=1),
             Delayed(interval=2),
-            Windowed(interval=1),
             Windowed(),
+            WarmUp(policy="none"),
+            WarmUp(policy="dual"),
+            CommitRefresh(policy={"name": "delayed", "interval": 1}),
+            CommitRefresh(policy="dual"),
             DualCache(),
             IntervalRefresh(policy="dual", interval=1),
             IntervalRefresh(policy="dual", interval=2),
@@ -66,4 +84,6 @@ def test_exactness_follows_the_settings():
             IntervalRefresh(policy=IntervalRefresh(policy="none", interval=2), interval=3),
         )
     }
-    assert list(said.values()) == [True, True, False, True, False, False, True, False, True, True]
+    assert list(said.values()) == [
+        True, True, False, False, True, False, True, False, False, True, False, True, True,
+    ]  # fmt: skip

@@ -134,7 +134,14 @@ class RunConfig(Settings):
 
     @classmethod
     def read_data(cls, path: str | Path) -> dict[str, Any]:
-        """What a file holds, not validated yet; the folder of plugins is found from the file's own."""
+        """What a file holds, not validated yet; the folder of plugins is found from the file's own.
+
+        Args:
+            path: A .yaml, .toml or .json file.
+
+        Returns:
+            Its settings, unchecked.
+        """
         data = read_mapping(path)
         folder = data.get("plugins")
         if isinstance(folder, str) and folder.strip():

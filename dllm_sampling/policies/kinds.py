@@ -280,10 +280,17 @@ class Score(Policy, ABC):
 
     @abstractmethod
     def score(self, state: DecodingState, observation: Observation) -> Tensor:
-        """Every step: floats `[batch, region]`; a higher one is committed earlier.
+        """Rank positions, whenever the rule that holds it asks.
 
-        They are compared within a row, and at eligible positions alone; equal ones go to the lower
+        Scores are compared within a row, and at eligible positions alone; equal ones go to the lower
         position. Minus infinity comes last, and NaN ends the run with an error.
+
+        Args:
+            state: The canvases, before the step is committed.
+            observation: What the forward shows of the region.
+
+        Returns:
+            Floats `[batch, region]`; a higher one is committed earlier.
         """
 
     def __call__(self, state: DecodingState, observation: Observation) -> Tensor:

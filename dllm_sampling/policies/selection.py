@@ -61,8 +61,14 @@ def top_k(scores: Tensor, eligible: Tensor, k: Tensor | int) -> Tensor:
 def reranked(chosen: Tensor, scores: Tensor, observation: Observation) -> Tensor:
     """As many eligible positions as a rule chose by confidence, by `scores` instead.
 
-    chosen: the n most confident eligible positions of each row, for any n; returned as it is where the
-        scores are `observation.log_confidence` itself.
+    Args:
+        chosen: The n most confident eligible positions of each row, for any n.
+        scores: `[batch, region]`.
+        observation: What the forward shows of the region.
+
+    Returns:
+        Bool `[batch, region]`, the n best of each row; `chosen` as it is where the scores are
+            `observation.log_confidence` itself.
     """
     if scores is observation.log_confidence:
         return chosen

@@ -39,11 +39,14 @@ _GEN_LENGTH = 12
 class BackboneConformance:
     """What every model family must do.
 
-    family: the class. tolerance: how far logits that should be equal may lie apart, as a share of the
-        largest; float32 on a CPU needs no more.
+    Attributes:
+        family: The class.
+        tolerance: How far logits that should be equal may lie apart, as a share of the largest; float32 on a
+            CPU needs no more.
 
-    Fixtures: `checkpoint`, a folder in the family's published format, which you give; the smaller the
-    better. `config`, its config.json. `model`, what `load_model` makes of it.
+    Fixtures:
+        `checkpoint`, a folder in the family's published format, which you give; the smaller the better.
+        `config`, its config.json. `model`, what `load_model` makes of it.
     """
 
     family: ClassVar[type[Backbone]]

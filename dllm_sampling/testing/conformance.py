@@ -64,9 +64,10 @@ class PolicyConformance:
         settings: Further settings of the sampler in which the policy is tried, such as a schedule it needs.
         syncs_per_step: Host synchronisations that the policy itself makes in a step; shipped ones make none.
 
-    Fixtures: `policy`, which you give. `tokenizer`, None unless you give one: the models of the checks then
-    have its ids. `model`, a small random transformer unless you give another: the checks in which keys
-    and values matter use it.
+    Fixtures:
+        `policy`, which you give. `tokenizer`, None unless you give one: the models of the checks then have
+        its ids. `model`, a small random transformer unless you give another: the checks in which keys and
+        values matter use it.
     """
 
     settings: ClassVar[Mapping[str, Any]] = {}
@@ -289,8 +290,9 @@ class _Uneven(Wrapper):
 class UnmaskingPolicyConformance(PolicyConformance):
     """For an unmasking policy; see `PolicyConformance`.
 
-    most_forced: the largest share of commits that the engine may have to make where every prediction is
-        certain and stays as it is. 1 for a rule that leaves commits to the engine on purpose.
+    Attributes:
+        most_forced: The largest share of commits that the engine may have to make where every prediction is
+            certain and stays as it is. 1 for a rule that leaves commits to the engine on purpose.
     """
 
     kind = UnmaskingPolicy
@@ -356,8 +358,9 @@ class ScoreConformance(PolicyConformance):
 class CachePolicyConformance(PolicyConformance):
     """For a cache policy; see `PolicyConformance`.
 
-    leaves_open_targets_out: whether forwards may skip open targets of the region on purpose.
-    leaves_commits_stale: whether what is committed is never computed again on purpose.
+    Attributes:
+        leaves_open_targets_out: Whether forwards may skip open targets of the region on purpose.
+        leaves_commits_stale: Whether what is committed is never computed again on purpose.
     """
 
     kind = CachePolicy
@@ -425,8 +428,9 @@ def _is_last(step: Step) -> bool:
 class BlockScheduleConformance(PolicyConformance):
     """For a block schedule; see `PolicyConformance`.
 
-    left_to_right: whether a row's leftmost open target is always in its region.
-    starts_blocks: whether a region of new positions only starts a block; False for windows that slide on.
+    Attributes:
+        left_to_right: Whether a row's leftmost open target is always in its region.
+        starts_blocks: Whether a region of new positions only starts a block; False for windows that slide on.
     """
 
     kind = BlockSchedule

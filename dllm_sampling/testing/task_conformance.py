@@ -32,8 +32,9 @@ _ODD = ("", " \n", "\0", "####", "####" * 999, "\N{SNOWMAN}", "1" * 5000, "-", "
 class TaskConformance:
     """What every task must do.
 
-    Fixtures: `task`, which you give. `tokenizer`, None unless you give one: gen_length is then held against
-    the tokens of the right answers, else against their words.
+    Fixtures:
+        `task`, which you give. `tokenizer`, None unless you give one: gen_length is then held against the
+        tokens of the right answers, else against their words.
     """
 
     @pytest.fixture
@@ -47,11 +48,25 @@ class TaskConformance:
         return None
 
     def right(self, example: Example) -> str:
-        """A text that answers the example; the answer itself unless overridden."""
+        """A text that answers an example; the answer itself unless overridden.
+
+        Args:
+            example: What is asked.
+
+        Returns:
+            The text.
+        """
         return example.answer
 
     def wrong(self, example: Example) -> Sequence[str]:
-        """Texts that do not answer it."""
+        """Texts that do not answer an example.
+
+        Args:
+            example: What is asked.
+
+        Returns:
+            The texts.
+        """
         return ("", "I do not know.")
 
     # What it is ------------------------------------------------------------------------------------
