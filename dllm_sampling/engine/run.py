@@ -80,7 +80,14 @@ class Run(Iterator[Step]):
         return replace(result, execution=str(self._model.execution))
 
     def finish(self, listener: Listener | None = None) -> GenerationResult:
-        """Take the steps that are left and return the result; the listener follows them."""
+        """Take the steps that are left.
+
+        Args:
+            listener: What follows them; nothing by default.
+
+        Returns:
+            What came of the run.
+        """
         listener = self._listener = listener or Listener()
         if self._batch is not None:
             self._batch.listener = listener
@@ -107,8 +114,8 @@ class Run(Iterator[Step]):
             What is predicted at the positions of the step's region.
 
         Raises:
-            DecodingError: before the first step or after the last.
-            PromptError: for tokens of another shape or dtype.
+            DecodingError: There is no step at hand: before the first, or after the last.
+            PromptError: The tokens have another shape or dtype.
         """
         if self._batch is None:
             raise DecodingError("Run.forward needs a step at hand: call it inside `for step in run`.")

@@ -34,14 +34,29 @@ if TYPE_CHECKING:
 
 
 class Sampler:
-    """Decodes with one choice of policies. Policies are given as names, mappings or instances.
+    """Decodes with one choice of policies, given as names, mappings or instances.
 
-    model: a loaded backbone. unmasking, cache, schedule: one policy each. transforms, wrappers,
-    observers: lists, applied in order; a later wrapper stands around an earlier one. sampling: how
-    candidates are drawn (`Sampling`). stop_at_eos: a row is finished when an end of sequence is
-    committed and nothing before it is masked. batch_size: rows decoded together.
+    A sampler keeps no state between calls.
 
-    Raises ConfigurationError for anything that cannot work. A sampler keeps no state between calls.
+    Args:
+        model: A loaded backbone.
+        unmasking: The policy that decides which positions are committed.
+        cache: The policy that decides which positions each forward recomputes.
+        schedule: The policy that decides which span is worked on.
+        transforms: Policies that change the logits, applied in order.
+        wrappers: Policies that change what others do; a later one stands around an earlier one.
+        observers: Policies that watch.
+        sampling: How candidates are drawn.
+        stop_at_eos: Whether a row is finished when an end of sequence is committed and nothing before it is
+            masked.
+        batch_size: Rows decoded together.
+
+    Raises:
+        ConfigurationError: Something is given that cannot work.
+
+    Attributes:
+        model: The backbone.
+        settings: Every setting, defaults included.
     """
 
     def __init__(
@@ -84,7 +99,18 @@ class Sampler:
 
     @classmethod
     def from_config(cls, model: Backbone, config: Mapping[str, Any] | SamplerSettings) -> Sampler:
-        """A sampler from what `config` returned, or from the `sampler` section of a file."""
+        """A sampler from plain data.
+
+        Args:
+            model: A loaded backbone.
+            config: What `config` returned, or the `sampler` section of a file.
+
+        Returns:
+            The sampler.
+
+        Raises:
+            ConfigurationError: Something in it is unknown or cannot work.
+        """
         settings = config if isinstance(config, SamplerSettings) else SamplerSettings.of(config)
         return cls(model, **{name: getattr(settings, name) for name in SamplerSettings.model_fields})
 
@@ -107,22 +133,32 @@ class Sampler:
         streamer: Streamer | None = None,
         stopping_criteria: Sequence[StoppingCriteria] | None = None,
     ) -> GenerationResult:
-        """Write `gen_length` tokens behind each prompt.
+        """Write tokens behind each prompt.
 
-        prompts: one prompt or a list of them. A prompt is a string, a chat (a list of messages with role and
-            content), token ids (a list, or a tensor or array `[prompt]`), or what a tokenizer returns.
-            Several may also be a tensor or array of integers `[batch, prompt]` padded on the left, with its
-            attention_mask, or what a tokenizer returns for several texts.
-        seed: of the noise at temperature above 0 and of random policies.
-        places: the prompts' places in a larger call of which this is a part; their noise is then the
-            same as there. By default 0, 1, 2, ...
-        chat_template: whether a string becomes a user message where the checkpoint has a template.
-        streamer: one of transformers', for one prompt. It gets the prompt, then text as soon as it is final,
-            from left to right; `put_draft`, where it has that, gets the draft after every step.
-        stopping_criteria: those of transformers. They are asked when a block is done, with the text so far
-            and None; what a row they stop leaves open becomes padding.
-        Raises PromptError, naming the prompt, for what is no prompt, is empty or is too long, and
-        ConfigurationError for other arguments that cannot work.
+        Args:
+            prompts: One prompt or a list of them. A prompt is a string, a chat (a list of messages with role
+                and content), token ids (a list, or a tensor or array `[prompt]`), or what a tokenizer
+                returns. Several may also be a tensor or array of integers `[batch, prompt]` padded on the
+                left, with its attention_mask, or what a tokenizer returns for several texts.
+            gen_length: Tokens to write.
+            attention_mask: Of a padded tensor of prompts, the same shape; 0 at padding.
+            seed: Of the noise at temperature above 0 and of random policies.
+            places: The prompts' places in a larger call of which this is a part; their noise is then the same
+                as there. By default 0, 1, 2, ...
+            chat_template: Whether a string becomes a user message where the checkpoint has a template.
+            streamer: One of transformers', for one prompt. It gets the prompt, then text as soon as it is
+                final, from left to right; `put_draft`, where it has that, gets the draft after every step.
+            stopping_criteria: Those of transformers. They are asked when a block is done, with the text so
+                far and None; what a row they stop leaves open becomes padding.
+
+        Returns:
+            The texts, and what they cost.
+
+        Raises:
+            PromptError: A prompt is none, is empty or is too long; the error names it.
+            ConfigurationError: Another argument cannot work.
+            DecodingError: The memory of the device is used up, or the logits are broken.
+            PluginError: A policy failed or answered something wrong.
         """
         listener = Listener(streamer, stopping_criteria)
         run = self.steps(
@@ -145,7 +181,23 @@ class Sampler:
         places: Sequence[int] | None = None,
         chat_template: bool = True,
     ) -> Run:
-        """As `generate`, a step at a time: iterate, and read `result` when it ends."""
+        """As `generate`, a step at a time.
+
+        Args:
+            prompts: As in `generate`.
+            gen_length: As in `generate`.
+            attention_mask: As in `generate`.
+            seed: As in `generate`.
+            places: As in `generate`.
+            chat_template: As in `generate`.
+
+        Returns:
+            The run. Iterate, and read `result` when it ends.
+
+        Raises:
+            PromptError: As in `generate`.
+            ConfigurationError: As in `generate`.
+        """
         facts = self.model.facts
         seed = whole("seed", seed)
         ids = prompting.encode(prompts, attention_mask, facts, chat_template)
@@ -161,12 +213,21 @@ class Sampler:
         seed: int = 0,
         stop_at_eos: bool = False,
     ) -> GenerationResult:
-        """Write the targets of canvases, which may lie anywhere.
+        """Write the targets of canvases, which may lie anywhere. Given positions never change.
 
-        canvas: token ids, a tensor or array `[batch, length]` or a list of rows.
-        targets: True or False (1 or 0), the canvas's shape; by default every mask id. Given positions
-            never change.
-        Raises PromptError, naming the canvas, for what is none or has no target.
+        Args:
+            canvas: Token ids, a tensor or array `[batch, length]` or a list of rows.
+            targets: True or False (1 or 0), the canvas's shape; by default every mask id.
+            seed: Of the noise at temperature above 0 and of random policies.
+            stop_at_eos: Whether a row is finished when an end of sequence is committed and nothing before it
+                is masked.
+
+        Returns:
+            The canvases, filled, and what they cost.
+
+        Raises:
+            PromptError: A canvas is none or has no target; the error names it.
+            ConfigurationError: Another argument cannot work.
         """
         seed, stop_at_eos = whole("seed", seed), flag("stop_at_eos", stop_at_eos)
         canvases = prompting.canvases_to_infill(canvas, targets, self.model.facts)

@@ -20,12 +20,24 @@ if TYPE_CHECKING:
 class Step:
     """One step as `Sampler.steps` yields it: everything is decided, nothing is committed yet.
 
-    state, region, plan, observation: for reading.
-    decision: may be replaced, by a Decision or by a bool mask `[batch, region]` of positions to commit. It
-        is committed, under the progress guard, when the next step is asked for.
+    Args:
+        state: The state of the run.
+        region: The positions of the step.
+        plan: What the forward computed.
+        observation: What it showed.
+        selected: What the policies chose.
 
-    Raises PluginError at once for a decision of the wrong type, dtype or shape, or set too late, and
-    AttributeError for setting anything else.
+    Attributes:
+        state: The state of the run, for reading.
+        region: The positions of the step, for reading.
+        plan: What the forward computed, for reading.
+        observation: What it showed, for reading.
+        decision: What is committed, under the progress guard, when the next step is asked for. It may be
+            replaced, by a Decision or by a bool mask `[batch, region]` of positions to commit.
+
+    Raises:
+        PluginError: A decision of the wrong type, dtype or shape is set, or it is set too late.
+        AttributeError: Anything else is set.
     """
 
     state: DecodingState

@@ -24,14 +24,20 @@ class DecodingState:
     Tensors have one row a canvas still in the batch. Policies read; only the engine writes, and nothing here
     can be assigned.
 
-    facts: of the model. stop_at_eos: whether an end of sequence ends a row.
-    length: columns of the canvas. columns: `[length]`, their numbers.
-    first_target: the column of the first target, the same in every row.
-    last_start: the column at which the last of the texts starts. has_padding: whether any text starts later
-        than column 0.
-    most_forwards: the batch takes no more than so many.
-    hooks: what policies of this run ask each other, see `Policy.own_hooks`; there in a run alone.
-    tensors, lists, clock, mailbox: the parts that the engine writes; policies read them by the names below.
+    Attributes:
+        facts: What may be known of the model.
+        stop_at_eos: Whether an end of sequence ends a row.
+        length: Columns of the canvas, padding included.
+        columns: `[length]`, their numbers.
+        first_target: The column of the first target, the same in every row.
+        last_start: The column at which the last of the texts starts.
+        has_padding: Whether any text starts later than column 0.
+        most_forwards: The batch takes no more than so many.
+        tensors: A part that the engine writes; policies read it by the names below.
+        lists: The same, of what the host knows of rows.
+        clock: The same, of forwards.
+        mailbox: The same, of what goes to the host.
+        names: Of the policies by role, for what they are blamed for.
     """
 
     def __init__(
@@ -229,50 +235,108 @@ class DecodingState:
     # What policies remember and send -----------------------------------------------------------
 
     def memory(self, policy: object) -> Memory:
-        """What `policy` remembers of each row: empty at the start of a run, kept for its slot alone.
+        """What a policy remembers of each row: empty at the start of a run, kept for its slot alone.
 
-        Tensors, batch first; rows that leave the batch take theirs along.
+        Args:
+            policy: The policy that asks: `self`.
+
+        Returns:
+            Tensors by name, batch first; rows that leave the batch take theirs along. Anything else that is
+                put there is a PluginError.
+
+        Raises:
+            DecodingError: The policy is not part of this run.
         """
         return self._memories.rows[self._memories.slot(policy)]
 
     def shared(self, policy: object) -> dict[str, Any]:
-        """What `policy` keeps that belongs to no row, such as a table or a number of the run."""
+        """What a policy keeps that belongs to no row, such as a table or a number of the run.
+
+        Args:
+            policy: The policy that asks: `self`.
+
+        Returns:
+            A dict that is empty at the start of a run, kept for its slot alone.
+
+        Raises:
+            DecodingError: The policy is not part of this run.
+        """
         return self._memories.shared[self._memories.slot(policy)]
 
     def carry(self, policy: object, values: Tensor) -> None:
-        """Send integers `[batch, n]` to the host with this step's read-back, at no further cost.
+        """Send integers to the host with this step's read-back, at no further cost.
 
         To be called in any hook of a step up to `committed`; `carried` has them from the next step on.
+
+        Args:
+            policy: The policy that asks: `self`.
+            values: Integers or bools `[batch, n]`.
+
+        Raises:
+            PluginError: The values have another shape or are floating-point numbers.
         """
         self.mailbox.carry(type(policy).__name__, self._memories.slot(policy), values, self.batch)
 
     def carried(self, policy: object) -> list[list[int]] | None:
-        """What the policy carried last, a list of integers for each row now in the batch; None at first."""
+        """What a policy carried last.
+
+        Args:
+            policy: The policy that asks: `self`.
+
+        Returns:
+            A list of integers for each row now in the batch, or None where nothing was carried yet.
+        """
         return self.mailbox.carried(self._memories.slot(policy))
 
     def trouble(self, found: Tensor, error: Trouble) -> None:
-        """Raise `error`, or what it makes, when this step is read back, if the bool scalar `found` is true.
+        """Raise an error when this step is read back, if something proves true.
 
         So the values of tensors are checked without waiting for the device.
+
+        Args:
+            found: A bool scalar tensor.
+            error: What is raised where it is true, or what makes it.
         """
         self.mailbox.trouble(found, error)
 
     def on_device(self, numbers: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
-        """Host integers as a tensor on the run's device, without waiting for it."""
+        """Host integers as a tensor on the run's device, without waiting for it.
+
+        Args:
+            numbers: Integers, or rows of them.
+
+        Returns:
+            An int64 tensor of the same shape.
+        """
         return row_index(numbers, self.columns.device)
 
     # Randomness --------------------------------------------------------------------------------
 
     def uniform(self, policy: object, positions: Positions) -> Tensor:
-        """Random numbers in (0, 1), float64, one for each of the positions.
+        """Random numbers in (0, 1).
 
-        A function of the row's seed, the position in the row's own text, the row's clock and the
-        policy's slot, so a row draws the same numbers alone and in any batch.
+        A function of the row's seed, the position in the row's own text, the row's clock and the policy's
+        slot, so a row draws the same numbers alone and in any batch.
+
+        Args:
+            policy: The policy that asks: `self`.
+            positions: Where.
+
+        Returns:
+            `[batch, width]` float64.
         """
         return noise.uniform(self.noise_keys(positions, self._memories.slot(policy)))
 
     def noise_keys(self, positions: Positions, purpose: str) -> Tensor:
-        """The 64-bit keys of the row's noise at the positions, for one purpose."""
+        """The 64-bit keys of the row's noise, for one purpose.
+
+        Args:
+            positions: Where.
+            purpose: What the noise is for; keys of two purposes are independent.
+
+        Returns:
+            `[batch, width]` int64.
+        """
         ids = positions.gather(self.position_ids)
         return noise.keys(self.seeds[:, None], self.row_steps[:, None], ids, purpose)
 
@@ -295,7 +359,11 @@ class DecodingState:
         self.lists.next_open = self.mailbox.read(first)
 
     def end_rows(self, rows: Tensor) -> None:
-        """End rows, bool `[batch]`, between two steps: their text ends before their leftmost open target."""
+        """End rows between two steps: their text ends before their leftmost open target.
+
+        Args:
+            rows: Bool `[batch]`.
+        """
         open_from = self.on_device(self.next_open)
         self.masked.logical_and_(~rows[:, None])
         self.committed_at.masked_fill_(rows[:, None] & (self.columns >= open_from[:, None]), -1)
@@ -303,7 +371,14 @@ class DecodingState:
         self.lists.next_open = [self.length if e else at for e, at in zip(ended, self.next_open, strict=True)]
 
     def select_rows(self, keep: Sequence[int]) -> Tensor:
-        """Go on with the rows `keep` (indices into the batch, which may repeat); return them as a tensor."""
+        """Go on with some rows.
+
+        Args:
+            keep: Indices into the batch, which may repeat.
+
+        Returns:
+            The same indices as a tensor.
+        """
         index = row_index(keep, self.columns.device)
         self.lists.select(keep)
         self.mailbox.select(keep)

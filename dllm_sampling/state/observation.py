@@ -22,16 +22,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """One prediction for each position of the region, after one forward.
+    """What one forward shows of the region: an entry for each of its positions.
 
-    logits: `[batch, region, vocabulary]` float32; entry i predicts position i, for every family.
-    positions: those of the region. blocks: `[batch, region]`, the block of each.
-    fresh: the prediction was computed in this forward. What is not fresh is not to be read.
-    masked: open targets. committed: fresh targets that are committed: they may be overwritten or
-        masked again. eligible: fresh open targets that may be committed now.
-    forbidden: open targets that not even the engine may commit, None for none; forbidden_by: who forbids
-        which of them.
-    branches: logits of further canvases by name, shaped as `logits`: see the hook `canvases`.
+    Scores are computed when first asked for, and kept.
+
+    Attributes:
+        state: The state of the run.
+        sampling: How candidates are drawn, and which probability is their confidence.
+        logits: `[batch, region, vocabulary]` float32; entry i predicts position i, for every family.
+        positions: Those of the region.
+        blocks: `[batch, region]`, the block of each position.
+        fresh: Bool `[batch, region]`, predicted by this forward. What is not fresh is not to be read.
+        masked: Bool `[batch, region]`, open targets.
+        committed: Bool `[batch, region]`, fresh targets that are committed: they may be overwritten or masked
+            again.
+        eligible: Bool `[batch, region]`, fresh open targets that may be committed now.
+        branches: Logits of further canvases by name, shaped as `logits`: see the hook `canvases`.
+        forbidden: Bool `[batch, region]`, open targets that not even the engine may commit; None for none.
+        forbidden_by: Who forbids which of them.
     """
 
     state: DecodingState
@@ -57,7 +65,19 @@ class Observation:
         fresh: Tensor | None,
         branches: Mapping[str, Tensor] | None = None,
     ) -> Observation:
-        """What `logits [batch, region, vocabulary]` show of the region; `fresh=None` means all."""
+        """What logits show of the region.
+
+        Args:
+            state: The state of the run.
+            region: The positions.
+            sampling: How candidates are drawn.
+            logits: `[batch, region, vocabulary]`.
+            fresh: Bool `[batch, region]`, which of them this forward predicted; None means all.
+            branches: Logits of further canvases by name, shaped as `logits`.
+
+        Returns:
+            The observation.
+        """
         masked = region.positions.gather(state.masked, fill=False)
         targets = region.positions.gather(state.targets, fill=False)
         fresh = torch.ones_like(masked) if fresh is None else fresh
@@ -75,15 +95,37 @@ class Observation:
         )
 
     def with_logits(self, logits: Tensor) -> Observation:
-        """The same observation with other logits; scores are computed anew."""
+        """The same observation with other logits; scores are computed anew.
+
+        Args:
+            logits: `[batch, region, vocabulary]`.
+
+        Returns:
+            A new observation.
+        """
         return replace(self, logits=logits.contiguous())
 
     def restricted(self, allowed: Tensor) -> Observation:
-        """The same observation with fewer eligible positions; scores already computed are kept."""
+        """The same observation with fewer eligible positions; scores already computed are kept.
+
+        Args:
+            allowed: Bool `[batch, region]`.
+
+        Returns:
+            A new observation.
+        """
         return self._with(eligible=self.eligible & allowed)
 
     def without(self, who: str, forbidden: Tensor) -> Observation:
-        """The same observation without positions that `who` forbids, bool `[batch, region]`."""
+        """The same observation without positions that a policy forbids; scores already computed are kept.
+
+        Args:
+            who: The policy.
+            forbidden: Bool `[batch, region]`.
+
+        Returns:
+            A new observation.
+        """
         return self._with(
             eligible=self.eligible & ~forbidden,
             forbidden=forbidden if self.forbidden is None else self.forbidden | forbidden,
@@ -126,11 +168,25 @@ class Observation:
         raise no_attribute(self, name)
 
     def log_prob(self, tokens: Tensor) -> Tensor:
-        """log probability of any `tokens [batch, region]`, such as those committed before."""
+        """The log probability of any tokens, such as those committed before.
+
+        Args:
+            tokens: `[batch, region]` ids.
+
+        Returns:
+            `[batch, region]` float32.
+        """
         return confidence.log_probability(self._scored, tokens)
 
     def log_confidence_of(self, tokens: Tensor) -> Tensor:
-        """As `log_prob`, with the candidate's own precision where `tokens` are the candidates."""
+        """As `log_prob`, with the candidate's own precision where the tokens are the candidates.
+
+        Args:
+            tokens: `[batch, region]` ids.
+
+        Returns:
+            `[batch, region]` float32.
+        """
         return self.log_confidence if tokens is self.tokens else self.log_prob(tokens)
 
     @cached_property

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 class Region:
     """The positions that may be written or read now.
 
-    positions: a tensor `[batch, width]` of columns padded with -1 is taken for `Positions` of it.
-    blocks: `[batch, width]`, the block of each position; the progress guard prefers the lowest.
-    starts_block: whether this is the first forward of a block.
+    Attributes:
+        positions: Which ones; a tensor `[batch, width]` of columns padded with -1 is taken for `Positions` of
+            it.
+        blocks: `[batch, width]`, the block of each position; the progress guard prefers the lowest.
+        starts_block: Whether this is the first forward of a block.
     """
 
     positions: Positions
@@ -35,7 +37,18 @@ class Region:
     def between(
         cls, state: DecodingState, start: int, stop: int, *, block: int = 0, starts_block: bool = False
     ) -> Region:
-        """The columns `[start, stop)` for every row, all of one block."""
+        """The same columns for every row, all of one block.
+
+        Args:
+            state: The state of the run.
+            start: The first column.
+            stop: The column behind the last one.
+            block: The number of the block.
+            starts_block: Whether this is the first forward of a block.
+
+        Returns:
+            The region.
+        """
         positions = Positions.between(state, start, stop)
         return cls(positions, torch.full_like(positions.columns, block), starts_block)
 
@@ -50,7 +63,15 @@ class Region:
         return self.positions.span
 
     def from_place(self, start: int, stop: int | None = None) -> Region:
-        """The positions at places `[start, stop)` of each row."""
+        """The positions at some places of each row.
+
+        Args:
+            start: The first place.
+            stop: The place behind the last one; None for all that follow.
+
+        Returns:
+            A region of the same blocks.
+        """
         return replace(
             self, positions=self.positions.from_place(start, stop), blocks=self.blocks[:, start:stop]
         )
@@ -59,6 +80,12 @@ class Region:
         """The same region without what lies behind each row's own last target.
 
         So a row's region does not depend on how far the canvases beside it reach.
+
+        Args:
+            state: The state of the run.
+
+        Returns:
+            A region of the same blocks.
         """
         if min(state.row_ends) == state.length:
             return self
