@@ -13,7 +13,6 @@ import dllm_sampling
 import dllm_sampling.testing
 from dllm_sampling.policies.named import Named
 
-# Their docstrings are pasted with the rewrite of state/ and engine/.
 # Nobody else constructs them.
 MADE_BY_THE_ENGINE = {"DecodingState", "Run"}
 HOME_MADE = re.compile(r"^\w+(, \w+)*: \S|^Raises \w+|^Returns ", re.MULTILINE)
