@@ -125,7 +125,7 @@ def test_logits_that_are_not_numbers():
         def transform(self, state, observation):
             return observation.logits * torch.nan
 
-    with pytest.raises(DecodingError, match="logits of forward 0 hold NaN"):
+    with pytest.raises(DecodingError, match="logits of forward 0, row 0, position 2 hold NaN"):
         Sampler(tiny(), transforms=[Breaks()]).generate([[1, 2]], gen_length=8)
 
 

@@ -168,8 +168,13 @@ def test_ctrl_c_ends_a_run_without_a_traceback():
     """Whether it is still loading or decoding already."""
     arguments = ["generate", *[QUESTION] * 100, "--gen-length", "256", "--batch-size", "1"]
     for patience in (1, 6):
+        # Where the tests were started with ctrl-C ignored, as by nohup, the command would ignore it too.
         running = subprocess.Popen(
-            [*COMMAND, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*COMMAND, *arguments],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - before any code of ours
         )
         time.sleep(patience)
         running.send_signal(signal.SIGINT)
