@@ -311,3 +311,10 @@ def test_logits_that_choose_nothing_are_named_as_what_they_are(value, message):
     )
     with pytest.raises(DecodingError, match=message):
         chosen.generate(torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]), 8)
+
+
+def test_a_write_in_place_into_one_count_shows_in_no_other():
+    state, _ = observe(torch.zeros(2, 3, 5))
+    state.tensors.steps.add_(1)
+    for name in ("block_steps", "forwards_beside", "forced", "remasks", "refreshes", "idle_left"):
+        assert getattr(state.tensors, name).tolist() == [0, 0], name

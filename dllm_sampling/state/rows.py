@@ -41,7 +41,6 @@ class RowTensors:
         cls, tokens: Tensor, targets: Tensor, valid: Tensor, seeds: Tensor, idle_steps: Tensor, mask: int
     ) -> RowTensors:
         """Before the first forward: every target is open, and holds the id `mask`."""
-        zero = torch.zeros_like(idle_steps)
         tokens = _with_scratch(tokens.masked_fill(targets, mask))
         return cls(
             tokens=tokens,
@@ -52,14 +51,15 @@ class RowTensors:
             committed_at=torch.full_like(tokens, -1),
             confidence=torch.full(tokens.shape, torch.nan, device=tokens.device),
             seeds=seeds,
-            steps=zero,
-            block_steps=zero,
-            forwards_beside=zero,
-            forced=zero,
-            remasks=zero,
-            refreshes=zero,
+            # Tensors of their own: a write in place into one must not show in another.
+            steps=torch.zeros_like(idle_steps),
+            block_steps=torch.zeros_like(idle_steps),
+            forwards_beside=torch.zeros_like(idle_steps),
+            forced=torch.zeros_like(idle_steps),
+            remasks=torch.zeros_like(idle_steps),
+            refreshes=torch.zeros_like(idle_steps),
             idle_left=idle_steps,
-            ended=torch.zeros_like(zero, dtype=torch.bool),
+            ended=torch.zeros_like(idle_steps, dtype=torch.bool),
             end_of_targets=targets.shape[1] - targets.flip(1).long().argmax(1),
         )
 
