@@ -157,7 +157,7 @@ class RunHooks:
         self._hook = manager(policies).hook
         self._transforms = transforms(policies)
         # What policies ask each other; `state.hooks`.
-        self.own = OwnHooks(self._hook, own_hooks(policy for _, policy, _ in slots(policies)))
+        self.own = OwnHooks(self._hook, vars(self._hook).keys() - hook_names(RunSpec))
 
     def plan_blocks(self, state: DecodingState) -> Tensor | None:
         targets: Tensor | None = self._hook.plan_blocks(state=state)
